@@ -1,0 +1,1 @@
+"""The demo world: a help desk small enough for two cores."""

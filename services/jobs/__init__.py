@@ -1,0 +1,1 @@
+"""Jobs: their specification, store, state machine and controller."""

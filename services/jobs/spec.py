@@ -1,0 +1,92 @@
+"""The job specification: what a person writes to start a job.
+
+Composed of the configuration that lives beside what it configures. Free of torch, ray and vllm, so that a job file is read, checked
+and documented in well under a second.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from learner.config import (
+    AdapterConfig,
+    Config,
+    LearnerConfig,
+    OptimizerConfig,
+    PairingConfig,
+    PolicyConfig,
+    ScheduleConfig,
+)
+from learner.objectives.parameters import AnyObjective, SppoParameters
+from workers.config import FleetConfig, QueueConfig, SamplerConfig, SamplingConfig, ScorerConfig, ScorerResources
+
+
+class PromptsConfig(Config):
+    """Where prompts come from."""
+
+    source: str = Field(
+        min_length=1, description="A .jsonl, .csv or .parquet file, or the name of a dataset on the Hugging Face hub."
+    )
+    split: str = Field(default="train", description="Split of a hub dataset.")
+    column: str = Field(default="prompt", description="Field that holds the prompt: text, or a list of chat messages.")
+    id_column: str = Field(default="id", description="Field that holds the prompt's id. Missing ids are numbered.")
+    domain_column: str = Field(default="domain", description="Field that holds the prompt's domain, where there is one.")
+    system: str | None = Field(default=None, description="System prompt put before prompts that have none.")
+    limit: int | None = Field(default=None, ge=1, description="Read only the first so many.")
+    too_long: Literal["error", "skip", "truncate"] = Field(
+        default="error", description="Prompts that leave no room for the answer: refuse the job, leave them out, or cut their start."
+    )
+    shuffle: bool = Field(default=True, description="Shuffle by the job's seed before rounds take their slices.")
+
+
+class EvaluationConfig(Config):
+    """How each version is judged on held-out prompts against version 0."""
+
+    prompts: PromptsConfig | None = Field(default=None, description="Held-out prompts. Without them nothing is evaluated.")
+    count: int = Field(default=256, ge=1, description="How many of them are used.")
+    every: int = Field(default=1, ge=1, description="Evaluate every so many versions; the last one always.")
+    gold: str | None = Field(
+        default=None, description="Name of a second, independent judge (a registered function), so that over-optimisation shows."
+    )
+    tie_margin: float = Field(
+        default=0.0, ge=0, lt=0.5, description="|P(a beats b) - 1/2| up to which a comparison is a tie and counts one half."
+    )
+
+
+class ResourcesConfig(Config):
+    """What the workers may use."""
+
+    sampler: SamplerConfig = SamplerConfig()
+    scorer: ScorerResources = ScorerResources()
+    learner: LearnerConfig = LearnerConfig()
+    queue: QueueConfig = QueueConfig()
+    fleet: FleetConfig = FleetConfig()
+
+
+class OutputConfig(Config):
+    """What is kept."""
+
+    keep_samples: bool = Field(default=True, description="Keep the text of learned groups, for inspection and export.")
+    keep_versions: Literal["all", "best-and-newest"] = Field(default="all", description="Versions kept on disk when the job ends.")
+
+
+class JobSpec(Config):
+    """An iterative self-play job."""
+
+    name: str = Field(default="job", pattern=r"^[a-z0-9][a-z0-9-]{0,47}$", description="Lower-case letters, digits and hyphens.")
+    metadata: dict[str, str] = Field(default_factory=dict, description="Your own labels.")
+    policy: PolicyConfig
+    prompts: PromptsConfig
+    scorer: ScorerConfig = ScorerConfig()
+    objective: AnyObjective = Field(default_factory=SppoParameters)
+    pairing: PairingConfig = PairingConfig()
+    adapters: AdapterConfig = AdapterConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    output: OutputConfig = OutputConfig()
+    seed: int = Field(default=0, ge=0, lt=1 << 31, description="Every draw of the job derives from it.")

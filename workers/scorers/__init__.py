@@ -1,0 +1,1 @@
+"""Preference scorers: PairRM, reward models and functions, behind one interface."""
