@@ -1,0 +1,104 @@
+"""Settings of the installation, from ``SPARRING_*`` environment variables."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from learner.errors import InputError
+
+
+class Settings(BaseSettings):
+    """Where Sparring keeps its data, where it listens, and what it may do."""
+
+    model_config = SettingsConfigDict(env_prefix="SPARRING_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+    home: Path = Field(default=Path("~/.sparring"), validate_default=True, description="Sparring's data.")
+    database_url: str | None = Field(default=None, description="The job store. Default: sparring.sqlite in home.")
+    host: str = Field(default="127.0.0.1", description="Where the service listens.")
+    port: int = Field(default=8700, ge=0, le=65535, description="0: a free port.")
+    api_key: SecretStr | None = Field(default=None, description="Bearer key of the REST API. Required off loopback.")
+    url: str | None = Field(default=None, description="The service that the command line and the client talk to.")
+    ray_address: str | None = Field(
+        default=None, description="A running Ray cluster. Without it a local one is started."
+    )
+    data_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(), description="Further folders that jobs sent over REST may read, separated by colons."
+    )
+    max_running_jobs: int = Field(default=1, ge=1, description="Jobs that the service runs at a time; others wait.")
+    max_job_restarts: int = Field(
+        default=2, ge=0, description="Restarts of a job whose controller died, before it fails."
+    )
+    max_body_bytes: int = Field(default=4 << 20, ge=1024, description="Largest body of a request.")
+    start_timeout_seconds: float = Field(default=300, gt=0, description="Longest wait for a job's controller to start.")
+
+    @field_validator("home")
+    @classmethod
+    def _home_is_absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("data_roots", mode="before")
+    @classmethod
+    def _split_paths(cls, value: object) -> object:
+        return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+    @field_validator("data_roots")
+    @classmethod
+    def _roots_are_absolute(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(path.expanduser().resolve() for path in value)
+
+    @classmethod
+    def load(cls) -> Settings:
+        """The settings of this process's environment.
+
+        Raises:
+            InputError: a variable has a value that it cannot have.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = "SPARRING_" + str(first["loc"][0]).upper() if first["loc"] else "SPARRING_*"
+            raise InputError(f"{name}: {first['input']!r} is not allowed: {first['msg']}") from None
+
+    @property
+    def store_url(self) -> str:
+        """The job store's database."""
+        return self.database_url or f"sqlite:///{self.home / 'sparring.sqlite'}"
+
+    @property
+    def readable_roots(self) -> tuple[Path, ...]:
+        """Folders that jobs sent over REST may read: home, the working folder, and those that the operator adds (rule 16)."""
+        return (self.home.resolve(), Path.cwd().resolve(), *self.data_roots)
+
+    @property
+    def local_url(self) -> str:
+        """Where a service of this machine answers by default."""
+        return f"http://{'127.0.0.1' if self.host in ('', '0.0.0.0', '::') else self.host}:{self.port}"
+
+    def check_exposure(self) -> None:
+        """Refuse to listen to other machines without a key (rule 16).
+
+        Raises:
+            InputError: the host is not loopback, and there is no key.
+        """
+        if self.api_key is None and not is_loopback(self.host):
+            raise InputError(
+                f"SPARRING_HOST: {self.host!r} lets other machines in, so SPARRING_API_KEY must be set; "
+                "set it, or listen on 127.0.0.1"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
