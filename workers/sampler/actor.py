@@ -1,0 +1,295 @@
+"""The sampler's Ray actor: tickets in, groups of answers out to the scorer, versions pulled from the store.
+
+A group stays in flight until the replay queue has stored it, so that whatever dies in between, the controller still knows of it (rule 3).
+Requests in flight finish under the version that they name while a new one loads (rule 6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from learner.records import (
+    Answer,
+    AnswerSource,
+    Module,
+    ResponseGroup,
+    SamplingParameters,
+    Stage,
+    Ticket,
+    VersionManifest,
+)
+from workers import logs, process_tree
+from workers.cluster import LeasedWorker, Link, WorkerDied, WorkerUnavailable
+from workers.config import SamplingConfig
+from workers.messages import EvaluationAnswer, EvaluationItem, GroupFailure, LoadProof, SamplerStatus
+from workers.sampler.engine import EngineConfig, GeneratedAnswer, SamplerEngine
+from workers.sampler.errors import EngineDied
+
+DELIVERY_PAUSE_SECONDS = 0.5
+"""Between two tries to hand a group to a scorer that is being restarted."""
+
+
+@dataclass(frozen=True)
+class SamplerSetup:
+    """What one sampler needs to know.
+
+    Attributes:
+        scorers: names of the scorer actors; a group goes to one of them by its index.
+        versions: name of the version store's actor.
+        in_order: enqueue each batch of tickets in order while the scheduler is held (rule 8).
+        keep_versions: newest versions that stay loaded, besides those that running requests name.
+    """
+
+    name: str
+    job_id: str
+    logs: Path
+    engine: EngineConfig
+    sampling: SamplingConfig
+    scorers: tuple[str, ...]
+    versions: str
+    in_order: bool
+    keep_versions: int
+    start_timeout_seconds: float
+    request_timeout_seconds: float
+    module: Module = "fast"
+
+
+class SamplerWorker(LeasedWorker):
+    """One vLLM engine in an actor of its own. When the engine dies, the actor dies (rule 10)."""
+
+    def __init__(self, setup: SamplerSetup, lease_seconds: float) -> None:
+        process_tree.guard()
+        super().__init__(lease_seconds)
+        self.log = logs.write_to(setup.logs, setup.name)
+        self.setup = setup
+        self.engine = SamplerEngine(setup.engine)
+        self.parameters = SamplingParameters(
+            temperature=setup.sampling.temperature,
+            top_p=setup.sampling.top_p,
+            top_k=setup.sampling.top_k,
+            max_tokens=setup.sampling.max_tokens,
+        )
+        self.scorers = [Link(name) for name in setup.scorers]
+        self.store = Link(setup.versions)
+        self.writing: dict[str, asyncio.Task[None]] = {}
+        self.failures: dict[str, GroupFailure] = {}
+        self.digests: dict[int, str] = {}
+        self.delivered_total = 0
+
+    async def start(self) -> float:
+        """Bring the engine up. Returns the seconds that it took.
+
+        Raises:
+            TimeoutError: it took longer than ``resources.sampler.start_timeout_seconds``.
+        """
+        began = time.monotonic()
+        try:
+            await asyncio.wait_for(self.engine.start(), self.setup.start_timeout_seconds)
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"{self.setup.name}: vLLM did not start within {self.setup.start_timeout_seconds:g} s "
+                "(resources.sampler.start_timeout_seconds)"
+            ) from error
+        return time.monotonic() - began
+
+    async def load(self, version: int) -> LoadProof:
+        """Fetch a version, load it, and measure its canary texts. What it shows is judged elsewhere."""
+        began = time.monotonic()
+        manifest: VersionManifest = await self.store.call("manifest", self.setup.module, version)
+        if version not in self.digests:
+            await self._make_room(version)
+            files = await self.store.call("adapter_files", self.setup.module, version)
+            self.digests[version] = await self._guarded(self.engine.load_version(manifest, files))
+        measured = await self._guarded(
+            self.engine.text_logprobs([text.token_ids for text in manifest.canary], version, self.setup.module)
+        )
+        return LoadProof(
+            sampler=self.setup.name,
+            version=version,
+            digest=self.digests[version],
+            measured=tuple(tuple(text) for text in measured),
+            seconds=time.monotonic() - began,
+        )
+
+    async def forget(self, version: int) -> None:
+        """Unload a version whose proof failed, once nothing names it, so that it can be loaded again."""
+        if self.digests.pop(version, None) is not None:
+            await self.engine.unload_version(version, self.setup.module)
+
+    async def write(self, tickets: Sequence[Ticket]) -> None:
+        """Begin to write these groups. A ticket that is being written already is not written twice."""
+        fresh = [ticket for ticket in tickets if ticket.group_id not in self.writing]
+        for ticket in fresh:
+            self.failures.pop(ticket.group_id, None)
+        if self.setup.in_order:
+            await self.engine.hold()
+        try:
+            for ticket in fresh:
+                task = asyncio.create_task(self._write(ticket), name=ticket.group_id)
+                self.writing[ticket.group_id] = task
+                task.add_done_callback(lambda _, group_id=ticket.group_id: self.writing.pop(group_id, None))
+            if self.setup.in_order:
+                await self.engine.enqueued(len(fresh))
+        finally:
+            if self.setup.in_order:
+                await self.engine.release()
+
+    async def answer(
+        self, items: Sequence[EvaluationItem], version: int, reference: int | None
+    ) -> list[EvaluationAnswer]:
+        """Answer held-out prompts once each under ``version``, sampling as in training.
+
+        Args:
+            items: what to answer.
+            version: a version that is loaded.
+            reference: version whose log-probabilities of the answers are reported; None for the bare base.
+        """
+        answers = await asyncio.gather(
+            *(self._generate(f"evaluation-{version}-{item.seed}-{number}", item.prompt_token_ids, version, [item.seed])
+              for number, item in enumerate(items))
+        )  # fmt: skip
+        texts = [
+            (*item.prompt_token_ids, *group[0].token_ids) for item, group in zip(items, answers, strict=True)
+        ]
+        references = await self._guarded(self.engine.text_logprobs(texts, reference, self.setup.module))
+        return [
+            EvaluationAnswer(
+                prompt=item.prompt,
+                answer=self._record(group[0], version, item.seed),
+                reference_logprobs=tuple(logprobs[len(logprobs) - len(group[0].token_ids) :]),
+            )
+            for item, group, logprobs in zip(items, answers, references, strict=True)
+        ]
+
+    async def status(self, acknowledged: Sequence[str] = ()) -> SamplerStatus:
+        """What is in flight and what failed. ``acknowledged`` are the failures already seen."""
+        for group_id in acknowledged:
+            self.failures.pop(group_id, None)
+        return SamplerStatus(
+            sampler=self.setup.name,
+            in_flight=tuple(self.writing),
+            failures=tuple(self.failures.values()),
+            metrics={**self.engine.metrics(), "groups_delivered_total": float(self.delivered_total)},
+        )
+
+    async def abandon(self) -> None:
+        """Stop writing; nothing that is in flight is delivered any more."""
+        tasks = list(self.writing.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """Abandon what is in flight and close the engine."""
+        await self.abandon()
+        await self.engine.close()
+
+    async def _write(self, ticket: Ticket) -> None:
+        stage = Stage.SAMPLER
+        try:
+            count = self.setup.sampling.answers
+            seeds = [ticket.seed + k for k in range(count)]
+            answers = await asyncio.wait_for(
+                self._generate(
+                    f"{ticket.group_id}-{ticket.attempt}", ticket.prompt_token_ids, ticket.version, seeds
+                ),
+                self.setup.request_timeout_seconds,
+            )
+            group = ResponseGroup(
+                group_id=ticket.group_id,
+                round=ticket.round,
+                index=ticket.index,
+                version=ticket.version,
+                prompt=ticket.prompt,
+                prompt_token_ids=ticket.prompt_token_ids,
+                answers=tuple(
+                    self._record(answer, ticket.version, seed) for answer, seed in zip(answers, seeds, strict=True)
+                ),
+            )
+            stage = Stage.SCORER
+            await self._deliver(group)
+            self.delivered_total += 1
+        except asyncio.CancelledError:
+            raise
+        except TimeoutError as error:
+            reason = str(error) or (
+                f"no answer within {self.setup.request_timeout_seconds:g} s (resources.sampler.request_timeout_seconds)"
+            )
+            self._fail(ticket, stage, reason)
+        except Exception as error:  # whatever it was, it is reported with the group, and the controller decides
+            self.log.exception("group %s failed", ticket.group_id)
+            self._fail(ticket, stage, f"{type(error).__name__}: {error}")
+
+    def _fail(self, ticket: Ticket, stage: Stage, reason: str) -> None:
+        self.failures[ticket.group_id] = GroupFailure(
+            group_id=ticket.group_id, attempt=ticket.attempt, stage=stage, reason=reason
+        )
+
+    async def _deliver(self, group: ResponseGroup) -> None:
+        """Hand a group to its scorer, which returns when the queue has stored it; wait for a scorer that is being restarted."""
+        scorer = self.scorers[group.index % len(self.scorers)]
+        limit = time.monotonic() + self.setup.request_timeout_seconds
+        while True:
+            try:
+                await scorer.call(
+                    "score",
+                    group,
+                    timeout_seconds=self.setup.request_timeout_seconds,
+                    setting="resources.sampler.request_timeout_seconds",
+                )
+                return
+            except (WorkerDied, WorkerUnavailable):
+                if time.monotonic() > limit:
+                    raise
+                await asyncio.sleep(DELIVERY_PAUSE_SECONDS)
+
+    async def _generate(
+        self, request_id: str, prompt_token_ids: Sequence[int], version: int, seeds: Sequence[int]
+    ) -> list[GeneratedAnswer]:
+        return await self._guarded(
+            self.engine.generate(
+                request_id=request_id,
+                prompt_token_ids=prompt_token_ids,
+                version=version,
+                module=self.setup.module,
+                sampling=self.parameters,
+                seeds=seeds,
+            )
+        )
+
+    async def _guarded[T](self, work) -> T:  # type: ignore[no-untyped-def]
+        try:
+            return await work
+        except EngineDied:
+            # an actor whose engine is dead would fail every call for ever; its death is what the controller understands
+            self.log.exception("the engine died, and this sampler with it")
+            logging.shutdown()
+            os._exit(1)
+
+    def _record(self, answer: GeneratedAnswer, version: int, seed: int) -> Answer:
+        return Answer(
+            text=answer.text,
+            token_ids=tuple(answer.token_ids),
+            logprobs=tuple(answer.logprobs),
+            finish_reason=answer.finish_reason,
+            source=AnswerSource.POLICY,
+            module=self.setup.module,
+            version=version,
+            adapter_digest=self.digests[version],
+            sampling=self.parameters,
+            seed=seed,
+            sampler=self.setup.name,
+        )
+
+    async def _make_room(self, version: int) -> None:
+        """Unload versions that are neither among the newest nor named by a running request."""
+        for old in sorted(self.digests):
+            if old <= version - self.setup.keep_versions and self.engine.in_flight(old, self.setup.module) == 0:
+                await self.engine.unload_version(old, self.setup.module)
+                del self.digests[old]
