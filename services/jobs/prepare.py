@@ -1,0 +1,205 @@
+"""From prompts to what samplers get: rendered, checked against the context, and in the order that rounds take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from learner.config import ScheduleConfig
+from learner.errors import InputError
+from learner.records import Message, Prompt
+from learner.seeds import derive_seed
+from services.jobs.model_files import ModelFiles
+from services.jobs.prompts import read_prompts
+from services.jobs.rendering import PromptRenderer
+from services.jobs.spec import JobSpec, PromptsConfig
+
+
+@dataclass(frozen=True)
+class PreparedPrompts:
+    """Prompts in their file's order with their token ids, and how many were left out or cut because they were too long."""
+
+    prompts: tuple[Prompt, ...]
+    token_ids: tuple[tuple[int, ...], ...]
+    skipped: int = 0
+    truncated: int = 0
+
+    def __len__(self) -> int:
+        """How many prompts there are."""
+        return len(self.prompts)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(map(len, self.token_ids), default=0)
+
+    def first(self, count: int) -> PreparedPrompts:
+        """The first ``count`` of them; the counts of what was left out stay."""
+        return PreparedPrompts(self.prompts[:count], self.token_ids[:count], self.skipped, self.truncated)
+
+
+def context_tokens(spec: JobSpec, model: ModelFiles) -> int | None:
+    """Tokens that prompt and answer may have together: the job's limit or the model's, whichever is smaller."""
+    limits = [limit for limit in (spec.policy.max_context_tokens, model.context_tokens) if limit is not None]
+    return min(limits) if limits else None
+
+
+def prompt_tokens(spec: JobSpec, model: ModelFiles) -> int | None:
+    """Tokens that a prompt may have, so that the longest answer still fits.
+
+    Raises:
+        InputError: answers leave no room at all.
+    """
+    context = context_tokens(spec, model)
+    if context is None:
+        return None
+    if spec.sampling.max_tokens >= context:
+        raise InputError(
+            f"sampling.max_tokens: {spec.sampling.max_tokens} leaves no room for a prompt in a context of {context} tokens; lower it"
+            + (" or raise policy.max_context_tokens" if context == spec.policy.max_context_tokens else "")
+        )
+    return context - spec.sampling.max_tokens
+
+
+def prepare_prompts(spec: JobSpec, model: ModelFiles, base_dir: Path | None = None) -> PreparedPrompts:
+    """The training prompts, ready for `RoundSlices`.
+
+    Raises:
+        InputError: as `read_prompts` and `render_prompts` say.
+    """
+    return render_prompts(read_prompts(spec.prompts, base_dir), spec.prompts, spec, model, key="prompts")
+
+
+def prepare_evaluation_prompts(spec: JobSpec, model: ModelFiles, base_dir: Path | None = None) -> PreparedPrompts | None:
+    """The held-out prompts, at most ``evaluation.count`` of them; ``None`` where the job has none.
+
+    Raises:
+        InputError: as `read_prompts` and `render_prompts` say.
+    """
+    config = spec.evaluation.prompts
+    if config is None:
+        return None
+    key = "evaluation.prompts"
+    prepared = render_prompts(read_prompts(config, base_dir, key=key), config, spec, model, key=key)
+    if config.shuffle:
+        order = shuffled([prompt.id for prompt in prepared.prompts], derive_seed(spec.seed, "evaluation prompts"))
+        prepared = PreparedPrompts(
+            tuple(prepared.prompts[index] for index in order),
+            tuple(prepared.token_ids[index] for index in order),
+            prepared.skipped,
+            prepared.truncated,
+        )
+    return prepared.first(spec.evaluation.count)
+
+
+def render_prompts(
+    prompts: Sequence[Prompt], config: PromptsConfig, spec: JobSpec, model: ModelFiles, key: str = "prompts"
+) -> PreparedPrompts:
+    """Render prompts once (rule 2) and treat those that are too long as ``too_long`` says.
+
+    Raises:
+        InputError: a prompt is too long and ``too_long: error``; one cannot be cut short enough; none is left.
+    """
+    limit = prompt_tokens(spec, model)
+    renderer = PromptRenderer(model.folder)
+    rendered = renderer.token_ids(prompts)
+    if limit is None or all(len(ids) <= limit for ids in rendered):
+        return PreparedPrompts(tuple(prompts), tuple(rendered))
+    room = f"the {limit} that sampling.max_tokens: {spec.sampling.max_tokens} leaves of the context"
+    kept: list[Prompt] = []
+    kept_ids: list[tuple[int, ...]] = []
+    skipped = truncated = 0
+    for prompt, ids in zip(prompts, rendered, strict=True):
+        if len(ids) > limit:
+            if config.too_long == "error":
+                count = sum(len(other) > limit for other in rendered)
+                raise InputError(
+                    f"{key}: {count} of {len(prompts)} prompts are longer than {room}, the first is {prompt.id!r} with {len(ids)} "
+                    f"tokens; set {key}.too_long to skip or truncate, or lower sampling.max_tokens"
+                )
+            if config.too_long == "skip":
+                skipped += 1
+                continue
+            prompt, ids = cut_start(prompt, ids, limit, renderer, key)
+            truncated += 1
+        kept.append(prompt)
+        kept_ids.append(ids)
+    if not kept:
+        raise InputError(f"{key}: all {len(prompts)} prompts are longer than {room}, so none is left; lower sampling.max_tokens")
+    return PreparedPrompts(tuple(kept), tuple(kept_ids), skipped, truncated)
+
+
+def cut_start(
+    prompt: Prompt, ids: tuple[int, ...], limit: int, renderer: PromptRenderer, key: str = "prompts"
+) -> tuple[Prompt, tuple[int, ...]]:
+    """Cut the start of the last user's text until the prompt has at most ``limit`` tokens; the template stays whole.
+
+    Raises:
+        InputError: the template and the other turns are too long by themselves.
+    """
+    text = prompt.messages[-1].text
+    starts = renderer.text_offsets(text)
+    dropped = 0
+    while len(ids) > limit:
+        dropped += len(ids) - limit
+        if dropped >= len(starts) or not text[starts[dropped] :].strip():
+            raise InputError(
+                f"{key}: prompt {prompt.id!r} cannot be cut to {limit} tokens, because its other turns and the chat template fill them; "
+                f"set {key}.too_long: skip, or lower sampling.max_tokens"
+            )
+        rest = Message.of("user", text[starts[dropped] :])
+        shorter = prompt.model_copy(update={"messages": (*prompt.messages[:-1], rest)})
+        (ids,) = renderer.token_ids([shorter])
+        prompt = shorter
+    return prompt, ids
+
+
+def shuffled(ids: Sequence[str], seed: int) -> list[int]:
+    """A permutation of ``range(len(ids))`` that depends on the seed and the ids alone, not on the file's order."""
+    return sorted(range(len(ids)), key=lambda index: (derive_seed(seed, ids[index]), ids[index]))
+
+
+class RoundSlices:
+    """Which prompts each round takes. Within one pass over the prompts, rounds take disjoint slices.
+
+    With ``reuse_prompts`` a new pass begins, reshuffled, when fewer prompts are left than a round needs; so a round never holds a
+    prompt twice.
+
+    Args:
+        ids: the prompts' ids, in their file's order.
+
+    Raises:
+        InputError: there are too few prompts; the numbers and what to change are in the message.
+    """
+
+    def __init__(self, ids: Sequence[str], schedule: ScheduleConfig, *, shuffle: bool, seed: int) -> None:
+        per_round, needed = schedule.prompts_per_round, schedule.rounds * schedule.prompts_per_round
+        if schedule.reuse_prompts and per_round > len(ids):
+            raise InputError(
+                f"schedule.prompts_per_round: {per_round} is more than the {len(ids)} prompts; a round takes each prompt once, so lower it"
+            )
+        if not schedule.reuse_prompts and needed > len(ids):
+            raise InputError(
+                f"schedule.rounds: {schedule.rounds} rounds of {per_round} prompts need {needed} prompts, and there are {len(ids)}; "
+                "lower schedule.rounds or schedule.prompts_per_round, add prompts, or set schedule.reuse_prompts: true"
+            )
+        self._ids = list(ids)
+        self._per_round = per_round
+        self._rounds_per_pass = len(ids) // per_round
+        self._reuse = schedule.reuse_prompts
+        self._shuffle = shuffle
+        self._seed = seed
+
+    def indices(self, round: int) -> list[int]:
+        """Indices of the prompts that a round takes, in the order of its tickets."""
+        pass_number, place = divmod(round, self._rounds_per_pass)
+        if pass_number > 0 and not self._reuse:
+            raise IndexError(f"round {round} lies beyond the prompts")
+        order = self._order(pass_number)
+        return order[place * self._per_round : (place + 1) * self._per_round]
+
+    def _order(self, pass_number: int) -> list[int]:
+        if not self._shuffle:
+            return list(range(len(self._ids)))
+        return shuffled(self._ids, derive_seed(self._seed, "prompts", pass_number))
