@@ -1,0 +1,44 @@
+# Every target makes `.venv` first when it is missing or out of date (scripts/bootstrap.py says from what, and with which settings).
+SHELL := bash
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup demo serve test test-fast test-slow lint format lock clean
+
+help:  ## What there is
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup:  ## Make or renew .venv
+	@command -v $(PYTHON) >/dev/null || { echo "set-up: Sparring needs Python 3.11 or newer and found none: install one." >&2; exit 1; }
+	@$(PYTHON) scripts/bootstrap.py
+
+demo: setup  ## Build the demo world and watch a small policy get better by playing against itself
+	@$(BIN)/sparring demo
+
+serve: setup  ## The REST API and dashboard on this machine
+	@$(BIN)/sparring serve
+
+test: test-fast test-slow  ## All tests, the quick ones first
+
+test-fast: setup  ## Tests without engines
+	$(BIN)/pytest -q -m "not slow" -n auto
+
+test-slow: setup  ## Tests that start vLLM, Ray and PairRM; one at a time, they fill the machine
+	$(BIN)/pytest -q -m slow
+
+lint: setup  ## Style, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup  ## Format, and mend what ruff can mend
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+lock: setup  ## Renew the exact versions in requirements/
+	$(BIN)/python scripts/lock.py
+
+clean:  ## Remove the environment and every cache
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
