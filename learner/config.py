@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from learner.objectives.parameters import AnyObjective, SppoParameters
+
 
 class Config(BaseModel):
     """Base of all configuration: immutable, and closed to unknown keys (rule 15)."""
@@ -129,3 +131,19 @@ class ScheduleConfig(Config):
                 "a step takes its groups from one round"
             )
         return self
+
+
+class TrainerConfig(Config):
+    """Everything that one trainer needs to know: the parts of a job's specification that concern learning."""
+
+    job_id: str = Field(min_length=1)
+    policy: PolicyConfig
+    adapters: AdapterConfig = AdapterConfig()
+    objective: AnyObjective = Field(default_factory=SppoParameters)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    pairing: PairingConfig = PairingConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    learner: LearnerConfig = LearnerConfig()
+    truncated: Literal["keep", "drop", "penalise"] = "keep"
+    temperature: float = Field(default=1.0, gt=0, description="The scorer's: divides its logits.")
+    seed: int = Field(default=0, ge=0)
