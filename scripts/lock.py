@@ -71,7 +71,17 @@ def resolve(wanted: list[str], *, constraints: dict[str, str] | None = None) -> 
     """Ask pip what it would install into an empty environment: name to version."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
-        command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", str(report)]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--dry-run",
+            "--ignore-installed",
+            "--quiet",
+            "--report",
+            str(report),
+        ]
         if constraints:
             Path(folder, "constraints.txt").write_text("".join(f"{n}=={v}\n" for n, v in constraints.items()))
             command += ["--constraint", str(Path(folder, "constraints.txt"))]
