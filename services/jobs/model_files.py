@@ -20,8 +20,6 @@ MAX_HEADER_BYTES = 100_000_000
 OUTPUT_MODULES = ("lm_head", "embed_out")
 EMBEDDING_MODULES = ("embed_tokens", "wte", "wpe", "embed_in", "embed_positions", "word_embeddings")
 
-_DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
-
 
 @dataclass(frozen=True)
 class ModelFiles:
@@ -100,8 +98,13 @@ class ModelFiles:
 
     @cached_property
     def parameters(self) -> int | None:
-        """Number of weights, where the folder holds them."""
-        return sum(prod(shape) for shape in self.tensors.values()) or None
+        """Number of weights: counted where the folder holds them, else reckoned from the configuration of Llama-like models."""
+        if self.tensors:
+            return sum(prod(shape) for shape in self.tensors.values())
+        if not self.linear_layers or not self.vocabulary or not self.hidden_size:
+            return None
+        embeddings = self.vocabulary * self.hidden_size * (1 if self.text_config.get("tie_word_embeddings") else 2)
+        return sum(prod(shape) for shape in self.linear_layers.values()) + embeddings
 
     @cached_property
     def linear_layers(self) -> dict[str, tuple[int, int]]:
@@ -139,10 +142,6 @@ class ModelFiles:
             "mlp.down_proj": (hidden, inner),
         }
         return {f"model.layers.{layer}.{name}": shape for layer in range(self.layers) for name, shape in shapes.items()}
-
-    def weight_bytes_as(self, dtype: str) -> int | None:
-        """Size of all weights once loaded as ``dtype``."""
-        return None if self.parameters is None else self.parameters * _DTYPE_BYTES[dtype]
 
 
 def read_model(folder: Path, key: str = "policy.model") -> ModelFiles:

@@ -1,0 +1,203 @@
+"""What a job says that cannot work, as far as the job file alone shows it (rule 15). Pure; one sentence for each problem."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+
+from learner.errors import InputError
+from learner.objectives.parameters import SppoParameters
+from learner.references import resolve_reference
+from services.jobs.machine import SERVICE_CPUS, Machine
+from services.jobs.model_files import EMBEDDING_MODULES, OUTPUT_MODULES
+from services.jobs.problems import one_of
+from services.jobs.spec import JobSpec
+from workers.config import FunctionScorer, PairRMScorer
+
+SCORER_ENTRY_POINTS = "sparring.scorers"
+
+QUEUED_BYTES_PER_TOKEN = 24
+"""A token's id, log-probability and text in the replay queue, roughly."""
+
+
+def problems(spec: JobSpec) -> Iterator[str]:
+    """Combinations that cannot work, whatever machine and model are used."""
+    yield from _reference(spec)
+    yield from _adapters(spec)
+    yield from _slots(spec)
+    yield from _queue(spec)
+    yield from _devices(spec)
+    yield from _judges(spec)
+    yield from _times(spec)
+
+
+def machine_problems(spec: JobSpec, machine: Machine) -> Iterator[str]:
+    """What the job asks for beyond this machine. Not asked where a cluster runs the job."""
+    resources = spec.resources
+    sampler, scorer, learner = resources.sampler, resources.scorer, resources.learner
+    cpus = sampler.count * sampler.cpus + scorer.cpus + learner.cpus + SERVICE_CPUS
+    if cpus > machine.cpus + 1e-9:
+        yield (
+            f"resources: sampler {sampler.count} x {sampler.cpus:g} + scorer {scorer.cpus:g} + learner {learner.cpus:g} + services "
+            f"{SERVICE_CPUS:g} = {cpus:g} CPUs, and this machine has {machine.cpus}; lower resources.*.cpus or resources.sampler.count"
+        )
+    gpus = sampler.count * sampler.gpus + scorer.gpus + learner.gpus
+    if gpus > machine.gpus:
+        has = f"this machine has {machine.gpus}" if machine.gpus else "this machine has no GPU"
+        yield f"resources: the workers ask for {gpus:g} GPUs, and {has}; set resources.*.gpus to what is there, or to 0 for the CPU"
+    for name, threads in (("sampler", sampler.threads), ("scorer", scorer.threads), ("learner", learner.threads)):
+        if threads > machine.cpus:
+            yield f"resources.{name}.threads: {threads} is more than the {machine.cpus} CPUs of this machine; lower it"
+
+
+def warnings(spec: JobSpec) -> Iterator[str]:
+    """What works but is seldom meant."""
+    sampling = spec.sampling
+    if isinstance(spec.objective, SppoParameters):
+        unlike = [
+            f"{name}: {value:g}"
+            for name, value, own in (
+                ("temperature", sampling.temperature, 1.0),
+                ("top_p", sampling.top_p, 1.0),
+                ("top_k", sampling.top_k, 0),
+            )
+            if value != own
+        ]
+        if unlike:
+            yield (
+                f"sampling.{', '.join(unlike)}: SPPO's win probabilities are measured against answers of the policy itself, "
+                "which are drawn at temperature: 1, top_p: 1, top_k: 0"
+            )
+    if spec.scorer.shuffle:
+        yield "scorer.shuffle: true permutes the scores at random, as a control experiment; nothing will be learned"
+    if spec.output.keep_versions == "best-and-newest" and spec.evaluation.prompts is None:
+        yield "output.keep_versions: best-and-newest has no best without evaluation.prompts; only the newest version is kept"
+    scorer = spec.scorer.model
+    if isinstance(scorer, FunctionScorer) and spec.evaluation.gold == scorer.name:
+        yield f"evaluation.gold: {scorer.name} is the scorer itself, so it cannot show over-optimisation; name an independent judge"
+    waiting = spec.schedule.prompts_per_round * (spec.schedule.max_staleness + 1)
+    size = waiting * sampling.answers * sampling.max_tokens * QUEUED_BYTES_PER_TOKEN
+    if size > spec.resources.queue.max_bytes:
+        yield (
+            f"resources.queue.max_bytes: {waiting} waiting groups of {sampling.answers} answers may come to about {size} bytes when all "
+            f"answers are of full length, more than {spec.resources.queue.max_bytes}; raise it, so that samplers need not wait"
+        )
+
+
+def _reference(spec: JobSpec) -> Iterator[str]:
+    try:
+        resolve_reference(spec.objective, spec.schedule)
+    except InputError as error:
+        yield str(error)
+
+
+def _adapters(spec: JobSpec) -> Iterator[str]:
+    modules = spec.adapters.target_modules
+    if modules == "all-linear":
+        return
+    if not modules:
+        yield "adapters.target_modules: the list is empty; name linear layers, or say all-linear"
+    for name in modules:
+        if name in OUTPUT_MODULES or name in EMBEDDING_MODULES:
+            what = "output layer" if name in OUTPUT_MODULES else "embedding"
+            yield f"adapters.target_modules: {name} is the {what}, which samplers cannot serve with an adapter; leave it out"
+        elif not name.isidentifier():
+            yield f"adapters.target_modules: {name!r} is not the plain name of a layer, like q_proj; patterns and paths are not taken"
+    if len(set(modules)) != len(modules):
+        yield "adapters.target_modules: a name stands twice; keep one"
+
+
+def _slots(spec: JobSpec) -> Iterator[str]:
+    sampler, live = spec.resources.sampler, spec.schedule.max_staleness + 2
+    if sampler.lora_slots is not None and sampler.lora_slots < live:
+        yield (
+            f"resources.sampler.lora_slots: {sampler.lora_slots} is too small for schedule.max_staleness: {spec.schedule.max_staleness}, "
+            f"which keeps {live} versions in use; raise it to {live} or leave it out"
+        )
+    needed = max(sampler.lora_slots or live, live)
+    if sampler.cpu_lora_slots is not None and sampler.cpu_lora_slots < needed:
+        yield (
+            f"resources.sampler.cpu_lora_slots: {sampler.cpu_lora_slots} is less than the {needed} versions that may be in use; "
+            f"raise it to {needed} or leave it out"
+        )
+
+
+def _queue(spec: JobSpec) -> Iterator[str]:
+    schedule, queue = spec.schedule, spec.resources.queue
+    waiting = (schedule.max_staleness + 1) * schedule.prompts_per_round
+    if waiting > queue.max_groups:
+        yield (
+            f"resources.queue.max_groups: {queue.max_groups} cannot hold the {waiting} groups of schedule.max_staleness: "
+            f"{schedule.max_staleness} and schedule.prompts_per_round: {schedule.prompts_per_round}; raise it to {waiting}"
+        )
+
+
+def _devices(spec: JobSpec) -> Iterator[str]:
+    resources = spec.resources
+    for name, worker in (("scorer", resources.scorer), ("learner", resources.learner)):
+        if worker.device == "cuda" and worker.gpus == 0:
+            yield f"resources.{name}.device: cuda needs a GPU share; set resources.{name}.gpus"
+        if worker.device == "cpu" and worker.gpus > 0:
+            yield f"resources.{name}.gpus: {worker.gpus:g} would lie idle with device: cpu; set it to 0, or device to auto"
+    sampler = resources.sampler
+    if sampler.tensor_parallel_size > 1 and sampler.gpus != sampler.tensor_parallel_size:
+        yield (
+            f"resources.sampler.tensor_parallel_size: {sampler.tensor_parallel_size} needs as many GPUs for each sampler; set "
+            f"resources.sampler.gpus: {sampler.tensor_parallel_size}"
+        )
+    elif sampler.gpus > 1 and sampler.tensor_parallel_size == 1:
+        yield (
+            f"resources.sampler.gpus: {sampler.gpus:g} for one sampler, which uses one; set tensor_parallel_size: {sampler.gpus:g}, or "
+            "gpus: 1 and a higher count"
+        )
+    on_cpu = [name for name, gpus in (("sampler", sampler.gpus), ("learner", resources.learner.gpus)) if gpus == 0]
+    if spec.policy.dtype == "float16" and on_cpu:
+        yield f"policy.dtype: float16 does not go with the {' and the '.join(on_cpu)} on the CPU; use float32 or bfloat16"
+
+
+def _judges(spec: JobSpec) -> Iterator[str]:
+    scorer, evaluation = spec.scorer.model, spec.evaluation
+    if isinstance(scorer, FunctionScorer):
+        yield from _function("scorer.model.name", scorer.name)
+    if isinstance(scorer, PairRMScorer) and scorer.max_source_tokens >= scorer.max_total_tokens:
+        yield (
+            f"scorer.model.max_source_tokens: {scorer.max_source_tokens} leaves no room for answers in max_total_tokens: "
+            f"{scorer.max_total_tokens}; lower it"
+        )
+    if evaluation.gold is not None:
+        yield from _function("evaluation.gold", evaluation.gold)
+    if evaluation.prompts is None:
+        for key, value in (
+            ("evaluation.gold", evaluation.gold),
+            ("schedule.early_stop_rounds", spec.schedule.early_stop_rounds),
+            ("schedule.max_kl", spec.schedule.max_kl),
+        ):
+            if value is not None:
+                yield f"{key}: {value} needs held-out prompts; add evaluation.prompts, or leave it out"
+
+
+def offered_functions() -> tuple[str, ...]:
+    """Names of the reward functions that installed packages offer."""
+    return tuple(sorted({point.name for point in entry_points(group=SCORER_ENTRY_POINTS)}))
+
+
+def _function(key: str, name: str) -> Iterator[str]:
+    offered = offered_functions()
+    if name not in offered:
+        has = f"it has {one_of(offered)}" if offered else "it has none"
+        yield (
+            f"{key}: this installation offers no function {name!r}; {has} (packages offer them as entry points of the group "
+            f"{SCORER_ENTRY_POINTS})"
+        )
+
+
+def _times(spec: JobSpec) -> Iterator[str]:
+    fleet = spec.resources.fleet
+    if fleet.lease_seconds < 3 * fleet.heartbeat_seconds:
+        yield (
+            f"resources.fleet.lease_seconds: {fleet.lease_seconds:g} is less than three heartbeats of {fleet.heartbeat_seconds:g} s, so "
+            "workers would leave a controller that is alive; raise it, or lower heartbeat_seconds"
+        )
+    for place, beta in enumerate(spec.optimizer.betas):
+        if not 0 <= beta < 1:
+            yield f"optimizer.betas[{place}]: {beta:g} is out of range; it must be at least 0 and less than 1"
