@@ -62,16 +62,20 @@ def prompt_tokens(spec: JobSpec, model: ModelFiles) -> int | None:
     return context - spec.sampling.max_tokens
 
 
-def prepare_prompts(spec: JobSpec, model: ModelFiles, base_dir: Path | None = None) -> PreparedPrompts:
+def prepare_prompts(
+    spec: JobSpec, model: ModelFiles, base_dir: Path | None = None, renderer: PromptRenderer | None = None
+) -> PreparedPrompts:
     """The training prompts, ready for `RoundSlices`.
 
     Raises:
         InputError: as `read_prompts` and `render_prompts` say.
     """
-    return render_prompts(read_prompts(spec.prompts, base_dir), spec.prompts, spec, model, key="prompts")
+    return render_prompts(read_prompts(spec.prompts, base_dir), spec.prompts, spec, model, renderer=renderer)
 
 
-def prepare_evaluation_prompts(spec: JobSpec, model: ModelFiles, base_dir: Path | None = None) -> PreparedPrompts | None:
+def prepare_evaluation_prompts(
+    spec: JobSpec, model: ModelFiles, base_dir: Path | None = None, renderer: PromptRenderer | None = None
+) -> PreparedPrompts | None:
     """The held-out prompts, at most ``evaluation.count`` of them; ``None`` where the job has none.
 
     Raises:
@@ -81,7 +85,7 @@ def prepare_evaluation_prompts(spec: JobSpec, model: ModelFiles, base_dir: Path 
     if config is None:
         return None
     key = "evaluation.prompts"
-    prepared = render_prompts(read_prompts(config, base_dir, key=key), config, spec, model, key=key)
+    prepared = render_prompts(read_prompts(config, base_dir, key=key), config, spec, model, key, renderer)
     if config.shuffle:
         order = shuffled([prompt.id for prompt in prepared.prompts], derive_seed(spec.seed, "evaluation prompts"))
         prepared = PreparedPrompts(
@@ -94,7 +98,12 @@ def prepare_evaluation_prompts(spec: JobSpec, model: ModelFiles, base_dir: Path 
 
 
 def render_prompts(
-    prompts: Sequence[Prompt], config: PromptsConfig, spec: JobSpec, model: ModelFiles, key: str = "prompts"
+    prompts: Sequence[Prompt],
+    config: PromptsConfig,
+    spec: JobSpec,
+    model: ModelFiles,
+    key: str = "prompts",
+    renderer: PromptRenderer | None = None,
 ) -> PreparedPrompts:
     """Render prompts once (rule 2) and treat those that are too long as ``too_long`` says.
 
@@ -102,7 +111,7 @@ def render_prompts(
         InputError: a prompt is too long and ``too_long: error``; one cannot be cut short enough; none is left.
     """
     limit = prompt_tokens(spec, model)
-    renderer = PromptRenderer(model.folder)
+    renderer = renderer or PromptRenderer(model.folder)
     rendered = renderer.token_ids(prompts)
     if limit is None or all(len(ids) <= limit for ids in rendered):
         return PreparedPrompts(tuple(prompts), tuple(rendered))
@@ -196,10 +205,11 @@ class RoundSlices:
         pass_number, place = divmod(round, self._rounds_per_pass)
         if pass_number > 0 and not self._reuse:
             raise IndexError(f"round {round} lies beyond the prompts")
-        order = self._order(pass_number)
+        order = self.order(pass_number)
         return order[place * self._per_round : (place + 1) * self._per_round]
 
-    def _order(self, pass_number: int) -> list[int]:
+    def order(self, pass_number: int) -> list[int]:
+        """The order of all prompts in one pass; what lies beyond the last round's slice may replace prompts that came to nothing."""
         if not self._shuffle:
             return list(range(len(self._ids)))
         return shuffled(self._ids, derive_seed(self._seed, "prompts", pass_number))

@@ -33,22 +33,16 @@ class PromptRenderer:
     Args:
         folder: a model folder with ``tokenizer.json``.
         key: the job's key that names the folder, for errors.
+        allow_transformers: let transformers build the tokenizer where ``tokenizer.json`` is missing (sentencepiece models).
 
     Raises:
         InputError: the tokenizer or its chat template cannot be read.
     """
 
-    def __init__(self, folder: Path, key: str = "policy.model") -> None:
+    def __init__(self, folder: Path, key: str = "policy.model", *, allow_transformers: bool = False) -> None:
         self._key = key
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise InputError(
-                f"{key}: {folder} has no tokenizer.json; save the tokenizer once with transformers (AutoTokenizer … save_pretrained)"
-            )
-        try:
-            self.tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise InputError(f"{key}: {path} cannot be read ({str(error).splitlines()[0]})") from None
+        self._folder = folder
+        self.tokenizer = _tokenizer(folder, key, allow_transformers)
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         has_config = (folder / "tokenizer_config.json").is_file()
@@ -112,6 +106,29 @@ class PromptRenderer:
         """Where each token of ``text`` begins, in characters."""
         return [start for start, _ in self.tokenizer.encode(text, add_special_tokens=False).offsets]
 
+    def refuse_difference_from_transformers(self, prompts: Sequence[Prompt]) -> None:
+        """Compare with what transformers makes of ``prompts``. Imports transformers and, with it, torch.
+
+        Raises:
+            InputError: it renders one of them to other ids, so the tokenizer's files are not read as they are meant.
+        """
+        reference = _transformers_tokenizer(self._folder, self._key)
+        for prompt, ids in zip(prompts, self.token_ids(prompts), strict=True):
+            if self._template is None:
+                theirs = list(reference(prompt.messages[0].text)["input_ids"])
+                if theirs[-1:] == [reference.eos_token_id]:
+                    theirs.pop()
+            else:
+                messages = [{"role": message.role, "content": message.text} for message in prompt.messages]
+                theirs = reference.apply_chat_template(
+                    messages, tokenize=True, add_generation_prompt=True, return_dict=False
+                )
+            if tuple(theirs) != ids:
+                raise InputError(
+                    f"{self._key}: transformers renders prompt {prompt.id!r} to other token ids than tokenizer.json does; save the "
+                    "tokenizer again with the transformers release that is installed here"
+                )
+
     @cached_property
     def _prefix(self) -> tuple[int, ...]:
         """What the tokenizer itself puts before plain text: BOS or nothing. What it would put behind is left out."""
@@ -121,6 +138,31 @@ class PromptRenderer:
             return (bos,) if asked and bos is not None else ()
         added = self.tokenizer.encode("", add_special_tokens=True).ids
         return (bos,) if bos is not None and added[:1] == [bos] else ()
+
+
+def _tokenizer(folder: Path, key: str, allow_transformers: bool) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise InputError(f"{key}: {path} cannot be read ({str(error).splitlines()[0]})") from None
+    if not allow_transformers:
+        raise InputError(f"{key}: {folder} has no tokenizer.json; save the tokenizer once with transformers' save_pretrained")
+    built = getattr(_transformers_tokenizer(folder, key), "backend_tokenizer", None)
+    if built is None:
+        raise InputError(f"{key}: transformers has no fast tokenizer for {folder}; a model with tokenizer.json is needed")
+    return built
+
+
+def _transformers_tokenizer(folder: Path, key: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except (ValueError, OSError, ImportError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{key}: transformers cannot read the tokenizer of {folder} ({reason})") from None
 
 
 def _token_text(value: object) -> str | None:

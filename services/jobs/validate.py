@@ -1,0 +1,245 @@
+"""Checks a whole job before anything starts (rule 15), and says what it comes to.
+
+Used by the command line, the REST API, and as a job's first stage. Local files are read with json and `tokenizers`, without torch, so it
+takes well under a second; what needs the hub, `datasets` or transformers waits for ``deep``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from learner.errors import InputError
+from learner.records import Prompt
+from learner.references import resolve_reference
+from services.jobs import model_checks, scorer_checks, spec_checks
+from services.jobs.hub import fetch_small_files
+from services.jobs.machine import Machine
+from services.jobs.memory import MemoryEstimate, estimate_memory
+from services.jobs.model_files import ModelFiles, read_model
+from services.jobs.paths import is_hub_name, is_prompt_file, resolve_paths
+from services.jobs.prepare import (
+    PreparedPrompts,
+    RoundSlices,
+    context_tokens,
+    prepare_evaluation_prompts,
+    prepare_prompts,
+)
+from services.jobs.prompts import read_prompts
+from services.jobs.rendering import PromptRenderer
+from services.jobs.spec import JobSpec, PromptsConfig
+from workers.config import FunctionScorer
+
+
+@dataclass(frozen=True)
+class PromptSummary:
+    """What was read. ``longest_tokens`` is None where prompts could not be rendered yet; 0 prompts were not read yet."""
+
+    prompts: int
+    skipped: int = 0
+    truncated: int = 0
+    longest_tokens: int | None = None
+    evaluation_prompts: int = 0
+    evaluation_skipped: int = 0
+    evaluation_truncated: int = 0
+    domains: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class ValidatedJob:
+    """A job that can start.
+
+    Attributes:
+        spec: with absolute paths, and every `auto` and default that depends on other keys made explicit.
+        model: the policy's files; None for a hub model before a deep validation.
+        prepared: the training prompts with their token ids; None where they were not rendered (or read) yet.
+        evaluation: the held-out prompts likewise.
+    """
+
+    spec: JobSpec
+    warnings: tuple[str, ...]
+    memory: MemoryEstimate
+    prompts: PromptSummary
+    model: ModelFiles | None = None
+    prepared: PreparedPrompts | None = None
+    evaluation: PreparedPrompts | None = None
+
+
+def validate_job(
+    spec: JobSpec,
+    base_dir: Path,
+    *,
+    deep: bool = False,
+    allowed_roots: Sequence[Path] | None = None,
+    machine: Machine | None = None,
+) -> ValidatedJob:
+    """Check a job, and resolve it.
+
+    Args:
+        base_dir: folder that relative paths are taken from: the job file's.
+        deep: also fetch what is named on the hub, and compare the rendering with transformers' own.
+        allowed_roots: where files may lie; None: anywhere. Configured for jobs that come over REST (rule 16).
+        machine: what the workers must fit on; None where a cluster runs them.
+
+    Raises:
+        InputError: one line for each problem, each beginning with the key's path.
+    """
+    _refuse(spec_checks.problems(spec))
+    if machine is not None:
+        _refuse(spec_checks.machine_problems(spec, machine))
+    spec = resolve_paths(spec, base_dir, allowed_roots)
+    warnings = list(spec_checks.warnings(spec))
+
+    model = _policy(spec, deep)
+    if model is not None:
+        _refuse(model_checks.problems(spec, model))
+        warnings += model_checks.warnings(model)
+    elif not deep:
+        warnings.append(f"policy.model: {spec.policy.model} is on the hub; it is checked with --deep, and when the job starts")
+    if spec.policy.adapter is not None:
+        _refuse(model_checks.adapter_problems(Path(spec.policy.adapter), spec.adapters, model))
+    scorer_bytes = _scorer(spec, deep, warnings)
+
+    spec = _explicit(spec, model)
+    summary, prepared, evaluation = _prompts(spec, model, deep, warnings)
+    memory = estimate_memory(spec, model, scorer_bytes)
+    if machine is not None and memory.total("main memory") > machine.memory_bytes:
+        warnings.append(
+            f"resources: the workers take about {memory.total('main memory') / 1e9:.1f} GB of main memory, and this machine has "
+            f"{machine.memory_bytes / 1e9:.1f} GB"
+        )
+    return ValidatedJob(spec, tuple(warnings), memory, summary, model, prepared, evaluation)
+
+
+def _refuse(problems: Iterable[str]) -> None:
+    if found := list(problems):
+        raise InputError("\n".join(found))
+
+
+def _policy(spec: JobSpec, deep: bool) -> ModelFiles | None:
+    if not is_hub_name(spec.policy.model):
+        return read_model(Path(spec.policy.model))
+    if not deep:
+        return None
+    return read_model(fetch_small_files(spec.policy.model, spec.policy.revision, "policy.model"))
+
+
+def _scorer(spec: JobSpec, deep: bool, warnings: list[str]) -> int | None:
+    """Check the scorer's model; the size of its weights, where they are here."""
+    scorer = spec.scorer.model
+    if isinstance(scorer, FunctionScorer):
+        return 0
+    local = not is_hub_name(scorer.model)
+    if not local and not deep:
+        warnings.append(f"scorer.model.model: {scorer.model} is on the hub; it is checked with --deep, and when the job starts")
+        return None
+    folder = Path(scorer.model) if local else fetch_small_files(scorer.model, None, scorer_checks.KEY)
+    _refuse(scorer_checks.problems(folder, scorer, with_weights=local))
+    files = list(folder.glob("*.safetensors")) or list(folder.glob("pytorch_model*.bin"))
+    return sum(path.stat().st_size for path in files) or None
+
+
+def _explicit(spec: JobSpec, model: ModelFiles | None) -> JobSpec:
+    """The same job with everything said that was left to defaults depending on other keys."""
+    resources = spec.resources
+    slots = resources.sampler.lora_slots or spec.schedule.max_staleness + 2
+    sampler = resources.sampler.model_copy(
+        update={"lora_slots": slots, "cpu_lora_slots": resources.sampler.cpu_lora_slots or 2 * slots}
+    )
+    policy = spec.policy
+    if model is not None:
+        policy = policy.model_copy(update={"max_context_tokens": context_tokens(spec, model)})
+    if policy.dtype == "auto" and (sampler.gpus > 0) == (resources.learner.gpus > 0):
+        policy = policy.model_copy(update={"dtype": "bfloat16" if sampler.gpus > 0 else "float32"})
+    objective = spec.objective.model_copy(update={"reference": resolve_reference(spec.objective, spec.schedule)})
+    return spec.model_copy(
+        update={
+            "policy": policy,
+            "objective": objective,
+            "resources": resources.model_copy(update={"sampler": sampler}),
+        }
+    )
+
+
+def _prompts(
+    spec: JobSpec, model: ModelFiles | None, deep: bool, warnings: list[str]
+) -> tuple[PromptSummary, PreparedPrompts | None, PreparedPrompts | None]:
+    """Read and render the prompts as far as can be done now, and check that rounds and evaluation have enough of them."""
+    readable = [config is None or deep or is_prompt_file(config.source) for config in (spec.prompts, spec.evaluation.prompts)]
+    for config, key, here in zip((spec.prompts, spec.evaluation.prompts), ("prompts", "evaluation.prompts"), readable, strict=True):
+        if config is not None and not here:
+            warnings.append(f"{key}.source: {config.source} is on the hub; it is read with --deep, and when the job starts")
+    if model is None or not _can_render(model, deep, warnings):
+        training = read_prompts(spec.prompts) if readable[0] else []
+        held_out = _held_out(spec.evaluation.prompts, readable[1])
+        if training:
+            _slices(spec, training)
+        _refuse_overlap(training, held_out, warnings)
+        return _summary(training, held_out), None, None
+    renderer = PromptRenderer(model.folder, allow_transformers=deep)
+    _refuse(model_checks.tokenizer_problems(model, renderer))
+    if renderer.writes_the_date:
+        warnings.append("policy.model: its chat template may write today's date into prompts, so that answers differ from day to day")
+    prepared = prepare_prompts(spec, model, renderer=renderer) if readable[0] else None
+    evaluation = prepare_evaluation_prompts(spec, model, renderer=renderer) if readable[1] else None
+    if prepared is not None:
+        _slices(spec, prepared.prompts)
+    if evaluation is not None and len(evaluation) < spec.evaluation.count:
+        warnings.append(f"evaluation.count: {spec.evaluation.count} is more than the {len(evaluation)} held-out prompts; all are used")
+    if deep and prepared is not None:
+        renderer.refuse_difference_from_transformers(prepared.prompts[:8])
+    training = list(prepared.prompts) if prepared else []
+    held_out = list(evaluation.prompts) if evaluation else []
+    _refuse_overlap(training, held_out, warnings)
+    return _summary(training, held_out, prepared, evaluation), prepared, evaluation
+
+
+def _can_render(model: ModelFiles, deep: bool, warnings: list[str]) -> bool:
+    if deep or (model.folder / "tokenizer.json").is_file():
+        return True
+    warnings.append("policy.model: it has no tokenizer.json; its prompts are rendered with --deep, and when the job starts")
+    return False
+
+
+def _held_out(config: PromptsConfig | None, readable: bool) -> list[Prompt]:
+    return read_prompts(config, key="evaluation.prompts") if config is not None and readable else []
+
+
+def _slices(spec: JobSpec, prompts: Sequence[Prompt]) -> None:
+    RoundSlices([prompt.id for prompt in prompts], spec.schedule, shuffle=spec.prompts.shuffle, seed=spec.seed)
+
+
+def _refuse_overlap(training: Sequence[Prompt], held_out: Sequence[Prompt], warnings: list[str]) -> None:
+    """Held-out prompts must not be trained on: the same id and text is the same prompt; the same text alone may be a coincidence."""
+    seen = {prompt.messages: prompt.id for prompt in training}
+    ids = {(prompt.id, prompt.messages) for prompt in training}
+    same = [prompt.id for prompt in held_out if (prompt.id, prompt.messages) in ids]
+    if same:
+        raise InputError(
+            f"evaluation.prompts: {len(same)} of {len(held_out)} prompts are trained on too, the first is {same[0]!r}; "
+            "hold them out of `prompts`"
+        )
+    alike = sum(prompt.messages in seen for prompt in held_out)
+    if alike:
+        warnings.append(f"evaluation.prompts: {alike} of {len(held_out)} have the text of a training prompt, under another id")
+
+
+def _summary(
+    training: Sequence[Prompt],
+    held_out: Sequence[Prompt],
+    prepared: PreparedPrompts | None = None,
+    evaluation: PreparedPrompts | None = None,
+) -> PromptSummary:
+    domains = Counter(prompt.domain for prompt in training if prompt.domain is not None)
+    return PromptSummary(
+        prompts=len(training),
+        skipped=prepared.skipped if prepared else 0,
+        truncated=prepared.truncated if prepared else 0,
+        longest_tokens=prepared.longest if prepared else None,
+        evaluation_prompts=len(held_out),
+        evaluation_skipped=evaluation.skipped if evaluation else 0,
+        evaluation_truncated=evaluation.truncated if evaluation else 0,
+        domains=tuple(sorted(domains.items())),
+    )
