@@ -1,0 +1,383 @@
+"""Ray, and the only module that knows its quirks (rule 17): starting it, naming actors, calling them, and what its errors mean.
+
+Workers are named, detached actors in one namespace, so that a restarted controller finds them by name; each holds a lease and exits when
+it lapses (rule 10). Every call has a time-out whose error names the setting to change (rule 9).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import exceptions as ray_errors
+
+from learner.errors import InputError
+from learner.records import Record
+from workers.capacity import Demand, Node, check_capacity
+from workers.errors import CallTimeout, WorkerDied, WorkerError, WorkerUnavailable
+
+__all__ = [
+    "CallTimeout",
+    "Demand",
+    "LeasedWorker",
+    "Link",
+    "Node",
+    "WorkerDied",
+    "WorkerError",
+    "WorkerPulse",
+    "WorkerUnavailable",
+    "call",
+    "call_async",
+    "check_capacity",
+    "connect",
+    "disconnect",
+    "find",
+    "kill",
+    "nodes",
+    "spawn",
+]
+
+NAMESPACE = "sparring"
+
+DATA_RESOURCE = "sparring_data"
+"""The node with this resource carries the queue, the version store and the jobs' data (rule 13)."""
+
+CALL_TIMEOUT_VARIABLE = "SPARRING_CALL_TIMEOUT_SECONDS"
+DEFAULT_CALL_TIMEOUT_SECONDS = 300.0
+"""Longest wait for a call that has no setting of its own."""
+
+OBJECT_STORE_BYTES = 256 << 20
+"""Of a local Ray: versions and groups pass through it, nothing stays. What does not fit spills to disk."""
+
+LONGEST_TEMP_DIR = 38
+"""Ray makes Unix sockets some 65 characters below its folder, and a socket's path has at most 107."""
+
+LEASE_GROUP = "lease"
+"""Renewals have a thread of their own in the actor: a long step must not look like a silent controller."""
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+"""The folder that holds the packages."""
+
+
+def connect(
+    address: str | None,
+    *,
+    cpus: int | None = None,
+    namespace: str = NAMESPACE,
+    home: Path,
+    object_store_bytes: int = OBJECT_STORE_BYTES,
+) -> None:
+    """Connect this process to a Ray cluster, or start a local one that ends with this process. Connected already: does nothing.
+
+    Args:
+        address: of a running cluster; None starts a local one.
+        cpus: CPU shares of a local one. Default: as many as the machine has.
+        namespace: where actors are named.
+        home: Sparring's folder; a local Ray writes its session below it, where the path is short enough for its sockets.
+        object_store_bytes: memory of a local one's object store.
+
+    Raises:
+        InputError: there is no cluster at the address.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    common: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "logging_level": logging.ERROR}
+    if address is not None:
+        try:
+            ray.init(address=address, **common)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"no Ray cluster answers at {address} (SPARRING_RAY_ADDRESS): {error}; start one with `ray start --head`, "
+                "or leave the address out to run locally"
+            ) from error
+        return
+    python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        resources={DATA_RESOURCE: 1},
+        include_dashboard=False,
+        object_store_memory=object_store_bytes,
+        runtime_env={"env_vars": {"PYTHONPATH": python_path}},
+        _temp_dir=str(_temp_dir(home)),
+        **common,
+    )
+
+
+def disconnect() -> None:
+    """Leave the cluster; a local one ends, with all its workers."""
+    ray.shutdown()
+
+
+def nodes() -> list[Node]:
+    """What the cluster's living machines have in all, in use or not."""
+    return [
+        Node(cpus=node["Resources"].get("CPU", 0.0), gpus=node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def spawn(
+    actor_class: type,
+    name: str,
+    *,
+    cpus: float,
+    gpus: float = 0.0,
+    threads: int = 1,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    max_concurrency: int | None = None,
+    env: Mapping[str, str] | None = None,
+    with_data: bool = False,
+) -> Any:
+    """Start a named, detached actor, or return the one that runs under this name already. Does not wait for it to start.
+
+    Args:
+        actor_class: its class, undecorated.
+        name: unique in the namespace.
+        cpus: Ray CPU share.
+        gpus: Ray GPU share.
+        threads: threads of OpenMP and its kin, set before the process starts; Ray would derive them from ``cpus``.
+        args: of the constructor.
+        kwargs: of the constructor.
+        max_concurrency: calls that run at a time. Ray's default: 1, or 1000 for a class with async methods.
+        env: more environment variables.
+        with_data: place it on the node that carries the data.
+    """
+    variables = dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"TOKENIZERS_PARALLELISM": "false"} | dict(env or {})
+    options: dict[str, Any] = {
+        "name": name,
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "get_if_exists": True,
+        "num_cpus": cpus,
+        "num_gpus": gpus,
+        # restarts are the controller's to decide and to count; a call is never repeated behind its caller's back
+        "max_restarts": 0,
+        "max_task_retries": 0,
+        "runtime_env": {"env_vars": variables},
+    }
+    if max_concurrency is not None:
+        options["max_concurrency"] = max_concurrency
+    if with_data:
+        options["resources"] = {DATA_RESOURCE: 0.001}
+    remote_class = ray.remote(concurrency_groups={LEASE_GROUP: 1})(actor_class)
+    return remote_class.options(**options).remote(*args, **dict(kwargs or {}))
+
+
+def find(name: str) -> Any | None:
+    """The running actor of this name, or None."""
+    try:
+        return ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+def kill(name: str, timeout_seconds: float = 30.0) -> None:
+    """End an actor, and wait until its name is free. Nobody of that name: does nothing.
+
+    Raises:
+        CallTimeout: the name was still taken after ``timeout_seconds``.
+    """
+    limit = time.monotonic() + timeout_seconds
+    while (handle := find(name)) is not None:
+        ray.kill(handle, no_restart=True)
+        if time.monotonic() > limit:
+            raise CallTimeout(
+                f"{name} did not end within {timeout_seconds:g} s; see resources.fleet.shutdown_timeout_seconds"
+            )
+        time.sleep(0.02)
+
+
+def call(ref: Any, timeout_seconds: float, setting: str) -> Any:
+    """Wait for a call's result, blocking.
+
+    Args:
+        ref: what ``actor.method.remote(...)`` returned.
+        timeout_seconds: longest wait.
+        setting: where a person changes that.
+
+    Raises:
+        CallTimeout: no answer in time. The call may still be carried out.
+        WorkerDied: the worker is gone.
+        WorkerUnavailable: it cannot be reached or placed now.
+        Exception: what the worker itself raised, as its own type.
+    """
+    try:
+        return ray.get(ref, timeout=timeout_seconds)
+    except ray_errors.RayError as error:
+        raise _translated(error, timeout_seconds, setting) from None
+
+
+async def call_async(ref: Any, timeout_seconds: float, setting: str) -> Any:
+    """:func:`call` for coroutines."""
+    try:
+        return await asyncio.wait_for(ref, timeout_seconds)
+    except ray_errors.RayError as error:
+        raise _translated(error, timeout_seconds, setting) from None
+    except TimeoutError:
+        raise _timeout(timeout_seconds, setting) from None
+
+
+class Link:
+    """Calls to the actor of a name, whichever process carries it now.
+
+    It looks the actor up on the first call, and again after its death, so that it reaches the one that was started in its place.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._handle: Any | None = None
+
+    async def call(
+        self, method: str, *args: Any, timeout_seconds: float | None = None, setting: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Call a method and wait for its result; errors are those of :func:`call`, and ``WorkerUnavailable`` when nobody has the name."""
+        try:
+            return await call_async(self._send(method, args, kwargs), *_patience(timeout_seconds, setting))
+        except WorkerDied:
+            self._handle = None
+            raise
+
+    def call_blocking(
+        self, method: str, *args: Any, timeout_seconds: float | None = None, setting: str | None = None, **kwargs: Any
+    ) -> Any:
+        """:meth:`call` outside coroutines."""
+        try:
+            return call(self._send(method, args, kwargs), *_patience(timeout_seconds, setting))
+        except WorkerDied:
+            self._handle = None
+            raise
+
+    def _send(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if self._handle is None:
+            self._handle = find(self.name)
+        if self._handle is None:
+            raise WorkerUnavailable(f"no worker of the name {self.name} is running")
+        return getattr(self._handle, method).remote(*args, **kwargs)
+
+
+class WorkerPulse(Record):
+    """A sign of life."""
+
+    pid: int
+    uptime_seconds: float
+    lease_left_seconds: float
+
+
+class LeasedWorker:
+    """A worker that ends itself when nobody has renewed its lease: a controller that is gone leaves no workers behind (rule 10)."""
+
+    def __init__(self, lease_seconds: float) -> None:
+        self._born = time.monotonic()
+        self._lease_seconds = lease_seconds
+        self._lease_ends = self._born + lease_seconds
+        threading.Thread(target=self._watch_lease, name="lease", daemon=True).start()
+
+    @ray.method(concurrency_group=LEASE_GROUP)
+    def renew_lease(self, seconds: float | None = None) -> None:
+        """Live at least so many seconds from now (default: as many as at the start). Never shortens the lease."""
+        self._lease_seconds = self._lease_seconds if seconds is None else seconds
+        self._lease_ends = max(self._lease_ends, time.monotonic() + self._lease_seconds)
+
+    @ray.method(concurrency_group=LEASE_GROUP)
+    def ping(self) -> WorkerPulse:
+        """Show that the process answers, also while it works on something else."""
+        now = time.monotonic()
+        return WorkerPulse(
+            pid=os.getpid(), uptime_seconds=now - self._born, lease_left_seconds=max(0.0, self._lease_ends - now)
+        )
+
+    def _watch_lease(self) -> None:
+        while (left := self._lease_ends - time.monotonic()) > 0:
+            time.sleep(min(left, 1.0))
+        print(
+            f"the lease of {self._lease_seconds:g} s (resources.fleet.lease_seconds) was not renewed: this worker ends",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(3)
+
+
+def _patience(timeout_seconds: float | None, setting: str | None) -> tuple[float, str]:
+    if timeout_seconds is not None:
+        return timeout_seconds, setting or "the call's timeout_seconds"
+    given = os.environ.get(CALL_TIMEOUT_VARIABLE)
+    try:
+        seconds = DEFAULT_CALL_TIMEOUT_SECONDS if given is None else float(given)
+    except ValueError:
+        raise InputError(f"{CALL_TIMEOUT_VARIABLE}: {given!r} is not a number of seconds") from None
+    return seconds, f"the environment variable {CALL_TIMEOUT_VARIABLE}"
+
+
+def _timeout(timeout_seconds: float, setting: str) -> CallTimeout:
+    return CallTimeout(f"no answer within {timeout_seconds:g} s; raise {setting} if the work takes longer")
+
+
+def _translated(error: Exception, timeout_seconds: float, setting: str) -> Exception:
+    """Ray's error as one of ours, or as what the worker raised."""
+    match error:
+        case ray_errors.GetTimeoutError():
+            return _timeout(timeout_seconds, setting)
+        case ray_errors.RayTaskError():
+            cause = error.cause
+            if isinstance(cause, ray_errors.RayError):
+                return _translated(cause, timeout_seconds, setting)
+            if isinstance(cause, Exception):
+                cause.add_note(f"raised in a worker:\n{error.traceback_str}")
+                return cause
+            return WorkerError(str(error))
+        case (
+            ray_errors.ActorUnavailableError()
+            | ray_errors.ActorUnschedulableError()
+            | ray_errors.TaskUnschedulableError()
+        ):
+            return WorkerUnavailable(str(error))
+        case (
+            ray_errors.RayActorError()
+            | ray_errors.WorkerCrashedError()
+            | ray_errors.NodeDiedError()
+            | ray_errors.ObjectLostError()
+            | ray_errors.OutOfMemoryError()
+            | ray_errors.LocalRayletDiedError()
+            | ray_errors.AsyncioActorExit()
+        ):
+            return WorkerDied(str(error))
+        case _:
+            return WorkerError(f"{type(error).__name__}: {error}")
+
+
+def _temp_dir(home: Path) -> Path:
+    """A folder for Ray's session: below ``home``, or where that is too deep, in the machine's temporary folder."""
+    folder = home.absolute() / "ray"
+    for candidate in (
+        folder,
+        Path(tempfile.gettempdir()) / f"sparring-{os.getuid()}",
+        Path(f"/tmp/sparring-{os.getuid()}"),
+    ):
+        if len(str(candidate)) <= LONGEST_TEMP_DIR:
+            folder = candidate
+            break
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid != os.getuid():
+        raise InputError(f"{folder} belongs to another user; remove it, or set SPARRING_HOME to a shorter path")
+    return folder
