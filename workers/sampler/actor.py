@@ -10,9 +10,10 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from learner.records import (
     Answer,
@@ -30,6 +31,8 @@ from workers.config import SamplingConfig
 from workers.messages import EvaluationAnswer, EvaluationItem, GroupFailure, LoadProof, SamplerStatus
 from workers.sampler.engine import EngineConfig, GeneratedAnswer, SamplerEngine
 from workers.sampler.errors import EngineDied
+
+T = TypeVar("T")
 
 DELIVERY_PAUSE_SECONDS = 0.5
 """Between two tries to hand a group to a scorer that is being restarted."""
@@ -135,7 +138,7 @@ class SamplerWorker(LeasedWorker):
                 self.writing[ticket.group_id] = task
                 task.add_done_callback(lambda _, group_id=ticket.group_id: self.writing.pop(group_id, None))
             if self.setup.in_order:
-                await self.engine.enqueued(len(fresh))
+                await self.engine.enqueued(len(fresh) * self.setup.sampling.answers)
         finally:
             if self.setup.in_order:
                 await self.engine.release()
@@ -147,21 +150,24 @@ class SamplerWorker(LeasedWorker):
 
         Args:
             items: what to answer.
-            version: a version that is loaded.
+            version: any published version; it is loaded when it is not there.
             reference: version whose log-probabilities of the answers are reported; None for the bare base.
         """
+        for needed in (version, reference):
+            if needed is not None and needed not in self.digests:
+                await self.load(needed)
         answers = await asyncio.gather(
-            *(self._generate(f"evaluation-{version}-{item.seed}-{number}", item.prompt_token_ids, version, [item.seed])
-              for number, item in enumerate(items))
-        )  # fmt: skip
-        texts = [
-            (*item.prompt_token_ids, *group[0].token_ids) for item, group in zip(items, answers, strict=True)
-        ]
+            *(
+                self._generate(f"evaluation-{version}-{number}-{item.seed}", item.prompt_token_ids, version, item.seed, 1)
+                for number, item in enumerate(items)
+            )
+        )
+        texts = [(*item.prompt_token_ids, *group[0].token_ids) for item, group in zip(items, answers, strict=True)]
         references = await self._guarded(self.engine.text_logprobs(texts, reference, self.setup.module))
         return [
             EvaluationAnswer(
                 prompt=item.prompt,
-                answer=self._record(group[0], version, item.seed),
+                answer=self._record(group[0], version),
                 reference_logprobs=tuple(logprobs[len(logprobs) - len(group[0].token_ids) :]),
             )
             for item, group, logprobs in zip(items, answers, references, strict=True)
@@ -194,11 +200,9 @@ class SamplerWorker(LeasedWorker):
         stage = Stage.SAMPLER
         try:
             count = self.setup.sampling.answers
-            seeds = [ticket.seed + k for k in range(count)]
+            request_id = f"{ticket.group_id}-{ticket.attempt}"
             answers = await asyncio.wait_for(
-                self._generate(
-                    f"{ticket.group_id}-{ticket.attempt}", ticket.prompt_token_ids, ticket.version, seeds
-                ),
+                self._generate(request_id, ticket.prompt_token_ids, ticket.version, ticket.seed, count),
                 self.setup.request_timeout_seconds,
             )
             group = ResponseGroup(
@@ -208,9 +212,7 @@ class SamplerWorker(LeasedWorker):
                 version=ticket.version,
                 prompt=ticket.prompt,
                 prompt_token_ids=ticket.prompt_token_ids,
-                answers=tuple(
-                    self._record(answer, ticket.version, seed) for answer, seed in zip(answers, seeds, strict=True)
-                ),
+                answers=tuple(self._record(answer, ticket.version) for answer in answers),
             )
             stage = Stage.SCORER
             await self._deliver(group)
@@ -250,7 +252,7 @@ class SamplerWorker(LeasedWorker):
                 await asyncio.sleep(DELIVERY_PAUSE_SECONDS)
 
     async def _generate(
-        self, request_id: str, prompt_token_ids: Sequence[int], version: int, seeds: Sequence[int]
+        self, request_id: str, prompt_token_ids: Sequence[int], version: int, seed: int, answers: int
     ) -> list[GeneratedAnswer]:
         return await self._guarded(
             self.engine.generate(
@@ -259,11 +261,12 @@ class SamplerWorker(LeasedWorker):
                 version=version,
                 module=self.setup.module,
                 sampling=self.parameters,
-                seeds=seeds,
+                seed=seed,
+                answers=answers,
             )
         )
 
-    async def _guarded[T](self, work) -> T:  # type: ignore[no-untyped-def]
+    async def _guarded(self, work: Awaitable[T]) -> T:
         try:
             return await work
         except EngineDied:
@@ -272,7 +275,7 @@ class SamplerWorker(LeasedWorker):
             logging.shutdown()
             os._exit(1)
 
-    def _record(self, answer: GeneratedAnswer, version: int, seed: int) -> Answer:
+    def _record(self, answer: GeneratedAnswer, version: int) -> Answer:
         return Answer(
             text=answer.text,
             token_ids=tuple(answer.token_ids),
@@ -283,7 +286,7 @@ class SamplerWorker(LeasedWorker):
             version=version,
             adapter_digest=self.digests[version],
             sampling=self.parameters,
-            seed=seed,
+            seed=answer.seed,
             sampler=self.setup.name,
         )
 

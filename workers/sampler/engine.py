@@ -26,14 +26,12 @@ from learner.errors import InputError
 from learner.records import ADAPTER_FILES, FinishReason, Module, SamplingParameters, VersionManifest
 from workers.sampler import environment
 from workers.sampler.errors import AdapterRejected, DigestMismatch, EngineDied, SamplerError
+from workers.sampler.limits import LORA_RANKS, SERVED_MODULES
 from workers.sampler.slots import AdapterSlots
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The rank ceilings that vLLM accepts. An adapter of a lower rank runs under the next one."""
 
 MIN_BATCH_TOKENS = 16384
 """Least token budget of one scheduler step on the CPU backend, where a prompt must fit into one step whole."""
@@ -125,6 +123,7 @@ class SamplerEngine:
         building = loop.run_in_executor(with_thread, self._build)
         try:
             self._engine = await asyncio.shield(building)
+            await self._alive(self._engine.collective_rpc("sparring_prepare"))
             await self._warm_up()
         except asyncio.CancelledError:
             self._closed = True
@@ -336,6 +335,7 @@ class SamplerEngine:
             "max_lora_rank": rank,
             "max_loras": config.lora_slots,
             "max_cpu_loras": config.cpu_lora_slots,
+            "lora_target_modules": sorted(SERVED_MODULES),
             "max_num_seqs": config.max_running_requests,
             "tensor_parallel_size": config.tensor_parallel_size,
             # inside a Ray actor vLLM would else hand its ranks to Ray

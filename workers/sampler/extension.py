@@ -23,6 +23,16 @@ SHARED_MEMORY = "/dev/shm"
 class AdapterLoader:
     """Mixed into vLLM's worker. Every rank of a tensor-parallel engine runs it on the same bytes."""
 
+    def sparring_prepare(self) -> int:
+        """Make the worker ready for adapters, once, after it has started; returns its process id."""
+        from vllm.platforms import current_platform
+
+        if current_platform.is_cpu():
+            from workers.sampler.cpu_kernels import install
+
+            install()
+        return os.getpid()
+
     def sparring_load_adapter(self, name: str, lora_id: int, expected_digest: str, files: Mapping[str, bytes]) -> dict[str, str]:
         """Load an adapter from its files' bytes.
 
