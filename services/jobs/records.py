@@ -22,13 +22,12 @@ class JobError(Record):
     param: str | None = None
 
 
-class JobRecord(Record):
-    """One job as the store knows it."""
+class JobSummary(Record):
+    """One job as the store knows it, without its specification."""
 
     id: str
     name: str
     state: JobState
-    spec: dict[str, JsonValue]
     metadata: dict[str, str] = Field(default_factory=dict)
     runner: Runner
     home: str = Field(description="Sparring's home on the data node; JobPaths(Path(home), id) finds the job's files")
@@ -43,6 +42,16 @@ class JobRecord(Record):
     stage: str | None = None
     current_version: int | None = None
     best_version: int | None = None
+
+
+class JobRecord(JobSummary):
+    """One job as the store knows it."""
+
+    spec: dict[str, JsonValue]
+
+    def summary(self) -> JobSummary:
+        """The same without the specification, for lists."""
+        return JobSummary.model_validate(self.model_dump(exclude={"spec"}))
 
 
 class JobEvent(Record):

@@ -1,0 +1,89 @@
+"""What the REST API answers, beside the store's own records."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from learner.records import (
+    AnswerSource,
+    FinishReason,
+    GroupState,
+    Module,
+    Prompt,
+    Record,
+    SamplingParameters,
+    ScorerIdentity,
+    Stage,
+)
+from services.jobs.records import JobEvent, JobSummary, MetricPoint, VersionRecord
+
+
+class JobPage(Record):
+    """Jobs, newest first. ``next`` is the cursor of the following page, where there is one."""
+
+    jobs: tuple[JobSummary, ...]
+    next: str | None
+
+
+class EventPage(Record):
+    """Events, oldest first. ``next`` is the number to ask after for what follows."""
+
+    events: tuple[JobEvent, ...]
+    next: int
+
+
+class MetricSeries(Record):
+    """Metrics over time, by name."""
+
+    series: dict[str, tuple[MetricPoint, ...]]
+
+
+class VersionList(Record):
+    """A job's versions, oldest first."""
+
+    versions: tuple[VersionRecord, ...]
+
+
+class SampledAnswer(Record):
+    """An answer with its provenance (rule 1), without its tokens."""
+
+    text: str
+    tokens: int
+    logprob: float | None = Field(description="the sampler's, of the whole answer, in nats")
+    finish_reason: FinishReason
+    source: AnswerSource
+    module: Module | None
+    version: int | None
+    adapter_digest: str | None
+    sampling: SamplingParameters | None
+    seed: int | None
+    sampler: str | None
+    win_probability: float | None
+
+
+class Sample(Record):
+    """A prompt, its answers, and how they compare.
+
+    ``win_matrix[i][j]`` is the probability that answer i beats answer j. Before scoring there are no answers yet.
+    """
+
+    group_id: str
+    round: int
+    index: int
+    state: GroupState
+    version: int = Field(description="the version that wrote the answers")
+    produced_version: int | None = Field(description="the version that learned from them")
+    stage: Stage | None
+    reason: str | None
+    prompt: Prompt | None
+    answers: tuple[SampledAnswer, ...] = ()
+    scorer: ScorerIdentity | None = None
+    ordered_logits: tuple[tuple[float, ...], ...] = ()
+    win_matrix: tuple[tuple[float, ...], ...] = ()
+
+
+class SamplePage(Record):
+    """Samples in order of round and index. ``next`` is the cursor of the following page, where there is one."""
+
+    samples: tuple[Sample, ...]
+    next: str | None
