@@ -18,16 +18,21 @@ class Config(BaseModel):
 class PolicyConfig(Config):
     """The model that is aligned."""
 
-    model: str = Field(min_length=1, description="A local folder in the transformers format, or a name on the Hugging Face hub.")
+    model: str = Field(
+        min_length=1, description="A local folder in the transformers format, or a name on the Hugging Face hub."
+    )
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub model.")
     adapter: str | None = Field(
-        default=None, description="A local peft LoRA folder to start from (another job's version), instead of the bare model."
+        default=None,
+        description="A local peft LoRA folder to start from (another job's version), instead of the bare model.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Weights' type. `auto`: float32 on a CPU, bfloat16 on a GPU."
     )
     max_context_tokens: int | None = Field(
-        default=None, ge=16, description="Prompt plus answer, in tokens. Default: what the model's configuration allows."
+        default=None,
+        ge=16,
+        description="Prompt plus answer, in tokens. Default: what the model's configuration allows.",
     )
 
 
@@ -38,7 +43,8 @@ class AdapterConfig(Config):
     alpha: float = Field(default=32.0, gt=0, description="Scale: the update is multiplied by alpha / rank.")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's input while training.")
     target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
-        default="all-linear", description="Linear layers that get an adapter: all but the output layer, or a list of names."
+        default="all-linear",
+        description="Linear layers that get an adapter: all but the output layer, or a list of names.",
     )
 
 
@@ -48,9 +54,11 @@ class OptimizerConfig(Config):
     kind: Literal["adamw", "rmsprop"] = Field(default="adamw", description="SPPO's published recipe uses rmsprop.")
     learning_rate: float = Field(default=5e-6, gt=0, description="Peak learning rate.")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's moment decay rates.")
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, description="Pull of the adapter's weights towards 0.")
     max_grad_norm: float = Field(default=1.0, gt=0, description="The whole gradient is clipped to this norm.")
-    schedule: Literal["constant", "linear", "cosine"] = Field(default="linear", description="Shape of the learning rate.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="linear", description="Shape of the learning rate."
+    )
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1, description="Share of the schedule that rises from 0.")
     span: Literal["job", "round"] = Field(
         default="job", description="Whether one schedule spans the job, or each round starts its own (SPPO's recipe)."
@@ -62,26 +70,37 @@ class PairingConfig(Config):
 
     rule: Literal["best-worst"] = Field(default="best-worst", description="Which answers make a pair.")
     identical: Literal["skip", "keep"] = Field(default="skip", description="A group whose answers all say the same.")
-    ties: Literal["skip", "keep"] = Field(default="skip", description="A group whose best and worst answer score the same.")
+    ties: Literal["skip", "keep"] = Field(
+        default="skip", description="A group whose best and worst answer score the same."
+    )
     tie_margin: float = Field(
-        default=0.0, ge=0, lt=0.5, description="Best and worst count as tied when |P(best beats worst) - 1/2| is at most this."
+        default=0.0,
+        ge=0,
+        lt=0.5,
+        description="Best and worst count as tied when |P(best beats worst) - 1/2| is at most this.",
     )
 
 
 class LearnerConfig(Config):
     """Where and how the learner computes."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="`auto`: the GPU where `gpus` gives it one."
+    )
     threads: int = Field(default=1, ge=1, description="torch threads.")
     cpus: float = Field(default=0.5, gt=0, description="Ray CPU share.")
     gpus: float = Field(default=0.0, ge=0, description="Ray GPU share.")
     micro_batch_tokens: int = Field(
-        default=8192, ge=64, description="Token budget of one forward and backward pass, padding included. Not a batch size."
+        default=8192,
+        ge=64,
+        description="Token budget of one forward and backward pass, padding included. Not a batch size.",
     )
     logit_chunk_tokens: int = Field(
         default=1024, ge=1, description="Tokens whose vocabulary-wide logits are held at a time."
     )
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(
+        default=False, description="Compute activations twice, and keep only the layers' inputs: slower, less memory."
+    )
     gradient_reducer: Literal["mean"] = Field(default="mean", description="How ranks' gradients are combined.")
     step_timeout_seconds: float = Field(default=1800, gt=0, description="Longest wait for one optimizer step.")
 
@@ -94,10 +113,14 @@ class ScheduleConfig(Config):
         description="`rounds`: sample a slice, learn from it, publish. `online`: sampling overlaps learning, bounded by max_staleness.",
     )
     rounds: int = Field(default=3, ge=1, description="Versions to publish after version 0.")
-    prompts_per_round: int = Field(default=256, ge=1, description="Groups that make one version. Rounds take disjoint slices.")
+    prompts_per_round: int = Field(
+        default=256, ge=1, description="Groups that make one version. Rounds take disjoint slices."
+    )
     prompts_per_step: int = Field(default=16, ge=1, description="Groups in one optimizer batch.")
     max_staleness: int = Field(
-        default=0, ge=0, description="How many versions old an answer may be when it is learned from. `rounds` takes 0 only."
+        default=0,
+        ge=0,
+        description="How many versions old an answer may be when it is learned from. `rounds` takes 0 only.",
     )
     schedule_epochs: int = Field(default=1, ge=1, description="Passes that the learning-rate schedule is drawn for.")
     stop_after_epochs: int = Field(default=1, ge=1, description="Passes that are made over a round's groups.")
@@ -106,7 +129,9 @@ class ScheduleConfig(Config):
         default=None, ge=1, description="Stop after this many evaluations without a better win rate."
     )
     max_kl: float | None = Field(
-        default=None, gt=0, description="Stop when the KL to version 0 on fresh answers passes this many nats an answer."
+        default=None,
+        gt=0,
+        description="Stop when the KL to version 0 on fresh answers passes this many nats an answer.",
     )
 
     @model_validator(mode="after")
@@ -117,14 +142,18 @@ class ScheduleConfig(Config):
                 "version; set max_staleness: 0 or mode: online"
             )
         if self.mode == "online" and self.max_staleness == 0:
-            raise ValueError("max_staleness: 0 does not go with mode: online; set max_staleness to 1 or more, or mode: rounds")
+            raise ValueError(
+                "max_staleness: 0 does not go with mode: online; set max_staleness to 1 or more, or mode: rounds"
+            )
         if self.stop_after_epochs > self.schedule_epochs:
             raise ValueError(
                 f"stop_after_epochs: {self.stop_after_epochs} is more than schedule_epochs: {self.schedule_epochs}; "
                 "raise schedule_epochs or lower stop_after_epochs"
             )
         if self.mode == "online" and self.stop_after_epochs > 1:
-            raise ValueError("stop_after_epochs: online learning reads each group once; set it to 1 or use mode: rounds")
+            raise ValueError(
+                "stop_after_epochs: online learning reads each group once; set it to 1 or use mode: rounds"
+            )
         if self.prompts_per_step > self.prompts_per_round:
             raise ValueError(
                 f"prompts_per_step: {self.prompts_per_step} is more than prompts_per_round: {self.prompts_per_round}; "

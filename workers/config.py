@@ -14,7 +14,9 @@ class SamplingConfig(Config):
 
     answers: int = Field(default=5, ge=2, le=64, description="Answers to each prompt, K.")
     temperature: float = Field(default=1.0, gt=0, description="1 samples the policy itself.")
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="Only the likeliest tokens of this total probability are drawn. 1: all."
+    )
     top_k: int = Field(default=0, ge=0, description="0: no limit.")
     max_tokens: int = Field(default=512, ge=1, description="Longest answer, in tokens, EOS included.")
     truncated: Literal["keep", "drop", "penalise"] = Field(
@@ -29,20 +31,28 @@ class SamplingConfig(Config):
 class SamplerConfig(Config):
     """The sampler's workers, each one vLLM engine."""
 
-    count: int = Field(default=1, ge=1, le=256)
+    count: int = Field(default=1, ge=1, le=256, description="Samplers, each with an engine of its own.")
     cpus: float = Field(default=1.0, gt=0, description="Ray CPU share of one sampler.")
     gpus: float = Field(default=0.0, ge=0, description="Ray GPU share of one sampler. 0: vLLM's CPU backend.")
     threads: int = Field(default=1, ge=1, description="OpenMP threads of the engine on the CPU backend.")
     kv_cache_gib: float = Field(default=1.0, gt=0, description="Key-value cache on the CPU backend, in GiB.")
-    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1, description="Share of a GPU's memory that vLLM may take.")
-    tensor_parallel_size: int = Field(default=1, ge=1)
-    enforce_eager: bool = Field(default=True, description="Run without CUDA graphs or compilation. Set false on a GPU for speed.")
+    gpu_memory_utilization: float = Field(
+        default=0.85, gt=0, le=1, description="Share of a GPU's memory that vLLM may take."
+    )
+    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs that share one engine's weights.")
+    enforce_eager: bool = Field(
+        default=True, description="Run without CUDA graphs or compilation. Set false on a GPU for speed."
+    )
     max_running_requests: int = Field(default=256, ge=1, description="Answers that the engine works on at a time.")
     lora_slots: int | None = Field(
-        default=None, ge=1, description="Adapter versions that may be served at a time (vLLM's max_loras). Default: max_staleness + 2."
+        default=None,
+        ge=1,
+        description="Adapter versions that may be served at a time (vLLM's max_loras). Default: max_staleness + 2.",
     )
     cpu_lora_slots: int | None = Field(
-        default=None, ge=1, description="Adapter versions kept in memory (vLLM's max_cpu_loras). Default: twice lora_slots."
+        default=None,
+        ge=1,
+        description="Adapter versions kept in memory (vLLM's max_cpu_loras). Default: twice lora_slots.",
     )
     start_timeout_seconds: float = Field(default=600, gt=0, description="Longest wait for the engine to start.")
     request_timeout_seconds: float = Field(default=600, gt=0, description="Longest wait for one group of answers.")
@@ -52,9 +62,13 @@ class PairRMScorer(Config):
     """PairRM: one model reads the prompt and two answers, and says which is better."""
 
     kind: Literal["pairrm"] = "pairrm"
-    model: str = Field(default="llm-blender/PairRM-hf", description="A local folder, or llm-blender/PairRM, or llm-blender/PairRM-hf.")
+    model: str = Field(
+        default="llm-blender/PairRM-hf", description="A local folder, or llm-blender/PairRM, or llm-blender/PairRM-hf."
+    )
     max_source_tokens: int = Field(default=1224, ge=8, description="The prompt is cut to this length, on the right.")
-    max_total_tokens: int = Field(default=2048, ge=32, description="Prompt and both answers; each answer gets half of what is left.")
+    max_total_tokens: int = Field(
+        default=2048, ge=32, description="Prompt and both answers; each answer gets half of what is left."
+    )
     strip_thinking: bool = Field(default=False, description="Leave <think>...</think> out of what is compared.")
 
 
@@ -63,8 +77,8 @@ class RewardModelScorer(Config):
 
     kind: Literal["reward-model"] = "reward-model"
     model: str = Field(min_length=1, description="A local folder or a hub name of a one-output sequence classifier.")
-    max_total_tokens: int = Field(default=2048, ge=32)
-    strip_thinking: bool = False
+    max_total_tokens: int = Field(default=2048, ge=32, description="Prompt and answer; what is longer is cut.")
+    strip_thinking: bool = Field(default=False, description="Leave <think>...</think> out of what is judged.")
 
 
 class FunctionScorer(Config):
@@ -86,7 +100,9 @@ class ScorerConfig(Config):
 
     model: AnyScorer = Field(default_factory=PairRMScorer, description="What compares the answers.")
     temperature: float = Field(
-        default=1.0, gt=0, description="Divides the order-averaged logit. 0.5 gives the doubled logit that SPPO's code and TRL used."
+        default=1.0,
+        gt=0,
+        description="Divides the order-averaged logit. 0.5 gives the doubled logit that SPPO's code and TRL used.",
     )
     shuffle: bool = Field(
         default=False,
@@ -97,12 +113,16 @@ class ScorerConfig(Config):
 class ScorerResources(Config):
     """Where and how the scorer computes."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    cpus: float = Field(default=0.3, gt=0)
-    gpus: float = Field(default=0.0, ge=0)
-    threads: int = Field(default=1, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="`auto`: the GPU where `gpus` gives it one."
+    )
+    cpus: float = Field(default=0.3, gt=0, description="Ray CPU share.")
+    gpus: float = Field(default=0.0, ge=0, description="Ray GPU share.")
+    threads: int = Field(default=1, ge=1, description="torch threads.")
     batch_tokens: int = Field(default=16384, ge=64, description="Token budget of one forward pass, padding included.")
-    max_waiting_groups: int = Field(default=256, ge=1, description="Groups that may wait to be scored; samplers wait at this bound.")
+    max_waiting_groups: int = Field(
+        default=256, ge=1, description="Groups that may wait to be scored; samplers wait at this bound."
+    )
 
 
 class QueueConfig(Config):
@@ -116,10 +136,14 @@ class QueueConfig(Config):
 class FleetConfig(Config):
     """How workers are watched."""
 
-    lease_seconds: float = Field(default=60, ge=5, description="A worker whose controller has been silent for this long exits.")
+    lease_seconds: float = Field(
+        default=60, ge=5, description="A worker whose controller has been silent for this long exits."
+    )
     heartbeat_seconds: float = Field(default=1.0, gt=0, description="How often the controller looks at its workers.")
     max_worker_restarts: int = Field(default=3, ge=0, description="Restarts of one worker before the job fails.")
-    max_prompt_attempts: int = Field(default=3, ge=1, description="Times that a failed prompt is tried before it is given up.")
+    max_prompt_attempts: int = Field(
+        default=3, ge=1, description="Times that a failed prompt is tried before it is given up."
+    )
     max_reloads: int = Field(default=2, ge=0, description="Times that a version is loaded again after a proof failed.")
     progress_timeout_seconds: float = Field(
         default=1800, gt=0, description="The job fails when nothing moved for this long although work is in flight."
@@ -131,4 +155,6 @@ class FleetConfig(Config):
             "or `stop` the job."
         ),
     )
-    shutdown_timeout_seconds: float = Field(default=30, gt=0)
+    shutdown_timeout_seconds: float = Field(
+        default=30, gt=0, description="Longest wait for a worker to end by itself before it is killed."
+    )

@@ -20,22 +20,30 @@ from services.jobs.validate import PromptSummary, ValidatedJob, validate_job
 
 def validate(
     file: Annotated[Path, typer.Argument(help="A job file, YAML or JSON.")],
-    deep: Annotated[bool, typer.Option("--deep", help="Also check what is named on the Hugging Face hub. Slower.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also check what is named on the Hugging Face hub. Slower.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
-    cluster: Annotated[bool, typer.Option("--cluster", help="The job runs elsewhere: do not hold it against this machine.")] = False,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="The job runs elsewhere: do not hold it against this machine.")
+    ] = False,
 ) -> None:
     """Check a job file. Prints the resolved job, or what is wrong with it (exit code 2)."""
     job = validate_job(load_job(file), file.parent, deep=deep, machine=None if cluster else Machine.here())
     if as_json:
         typer.echo(json.dumps(_as_data(job), indent=2, ensure_ascii=False))
         return
-    typer.echo(yaml.safe_dump(job.spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120), nl=False)
+    typer.echo(
+        yaml.safe_dump(job.spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120), nl=False
+    )
     notes = Console(stderr=True, highlight=False)
     notes.print()
     notes.print(escape(_prompt_line(job.prompts)), soft_wrap=True)
     notes.print(_memory_table(job.memory))
     if job.memory.unknown:
-        notes.print(f"Not known before the models are fetched: {escape(', '.join(job.memory.unknown))}.", soft_wrap=True)
+        notes.print(
+            f"Not known before the models are fetched: {escape(', '.join(job.memory.unknown))}.", soft_wrap=True
+        )
     for warning in job.warnings:
         notes.print(f"[bold yellow]Warning:[/] {escape(warning)}", soft_wrap=True)
 

@@ -89,7 +89,12 @@ def _sampler(spec: JobSpec, model: ModelFiles | None) -> list[MemoryItem]:
         rank = next((rank for rank in LORA_RANKS if rank >= spec.adapters.rank), LORA_RANKS[-1])
         one = adapter_parameters(spec, model, rank)
         adapters = None if one is None else one * width
-        if model.layers and model.key_value_heads and model.head_size and (spec.policy.max_context_tokens or model.context_tokens):
+        if (
+            model.layers
+            and model.key_value_heads
+            and model.head_size
+            and (spec.policy.max_context_tokens or model.context_tokens)
+        ):
             context = min(filter(None, (spec.policy.max_context_tokens, model.context_tokens)))
             cache = 2 * model.layers * model.key_value_heads * model.head_size * width * context
     if place == "main memory":
@@ -99,8 +104,16 @@ def _sampler(spec: JobSpec, model: ModelFiles | None) -> list[MemoryItem]:
     return [
         MemoryItem("sampler", "weights", place, weights, config.count),
         cache_item,
-        MemoryItem("sampler", f"{slots} adapters in use", place, None if adapters is None else adapters * slots, config.count),
-        MemoryItem("sampler", f"{cpu_slots} adapters kept", "main memory", None if adapters is None else adapters * cpu_slots, config.count),
+        MemoryItem(
+            "sampler", f"{slots} adapters in use", place, None if adapters is None else adapters * slots, config.count
+        ),
+        MemoryItem(
+            "sampler",
+            f"{cpu_slots} adapters kept",
+            "main memory",
+            None if adapters is None else adapters * cpu_slots,
+            config.count,
+        ),
         MemoryItem("sampler", "process", "main memory", PROCESS_BYTES["sampler"], config.count),
     ]
 

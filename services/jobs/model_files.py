@@ -154,11 +154,19 @@ def read_model(folder: Path, key: str = "policy.model") -> ModelFiles:
         InputError: no configuration, broken JSON, a broken safetensors header, or weights in pickled files only.
     """
     if not (folder / "config.json").is_file():
-        hint = " (it holds a LoRA adapter: name it under policy.adapter)" if (folder / "adapter_config.json").is_file() else ""
+        hint = (
+            " (it holds a LoRA adapter: name it under policy.adapter)"
+            if (folder / "adapter_config.json").is_file()
+            else ""
+        )
         raise InputError(f"{key}: {folder} has no config.json, so it is not a model in the transformers format{hint}")
     config = read_json(folder / "config.json", key)
-    generation = read_json(folder / "generation_config.json", key) if (folder / "generation_config.json").is_file() else {}
-    tokenizer_config = read_json(folder / "tokenizer_config.json", key) if (folder / "tokenizer_config.json").is_file() else {}
+    generation = (
+        read_json(folder / "generation_config.json", key) if (folder / "generation_config.json").is_file() else {}
+    )
+    tokenizer_config = (
+        read_json(folder / "tokenizer_config.json", key) if (folder / "tokenizer_config.json").is_file() else {}
+    )
     weights = _weight_files(folder, key)
     if not weights and any(folder.glob("*.bin")):
         raise InputError(f"{key}: {folder} holds its weights in pickled .bin files; convert them to safetensors")
@@ -173,7 +181,9 @@ def read_model(folder: Path, key: str = "policy.model") -> ModelFiles:
         tokenizer_config=tokenizer_config,
         tensors=tensors,
         weight_bytes=sum(path.stat().st_size for path in weights),
-        eos_token_ids=_ids(generation.get("eos_token_id")) or _ids(text_config.get("eos_token_id")) or _ids(config.get("eos_token_id")),
+        eos_token_ids=_ids(generation.get("eos_token_id"))
+        or _ids(text_config.get("eos_token_id"))
+        or _ids(config.get("eos_token_id")),
     )
 
 
@@ -183,7 +193,9 @@ def _weight_files(folder: Path, key: str) -> list[Path]:
     if index.is_file():
         paths = [folder / name for name in sorted(set(read_json(index, key).get("weight_map", {}).values()))]
         if missing := [path.name for path in paths if not path.is_file()]:
-            raise InputError(f"{key}: {folder} lacks {', '.join(missing)}, which its index names; fetch the model again")
+            raise InputError(
+                f"{key}: {folder} lacks {', '.join(missing)}, which its index names; fetch the model again"
+            )
         return paths
     return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
 

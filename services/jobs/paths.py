@@ -49,7 +49,9 @@ def resolve_paths(spec: JobSpec, base_dir: Path, allowed_roots: Sequence[Path] |
         changes["evaluation"] = spec.evaluation.model_copy(update={"prompts": prompts})
     if not isinstance(spec.scorer.model, FunctionScorer):
         model = places.folder_or_hub("scorer.model.model", spec.scorer.model.model)
-        changes["scorer"] = spec.scorer.model_copy(update={"model": spec.scorer.model.model_copy(update={"model": model})})
+        changes["scorer"] = spec.scorer.model_copy(
+            update={"model": spec.scorer.model.model_copy(update={"model": model})}
+        )
     return spec.model_copy(update=changes)
 
 

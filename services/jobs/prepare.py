@@ -135,7 +135,9 @@ def render_prompts(
         kept.append(prompt)
         kept_ids.append(ids)
     if not kept:
-        raise InputError(f"{key}: all {len(prompts)} prompts are longer than {room}, so none is left; lower sampling.max_tokens")
+        raise InputError(
+            f"{key}: all {len(prompts)} prompts are longer than {room}, so none is left; lower sampling.max_tokens"
+        )
     return PreparedPrompts(tuple(kept), tuple(kept_ids), skipped, truncated)
 
 

@@ -102,6 +102,11 @@ def _is_union(annotation: Any) -> bool:
     return get_origin(annotation) in (Union, types.UnionType)
 
 
+def _is_plain_union(field: FieldInfo) -> bool:
+    """Whether the field takes one of several plain types, so that pydantic complains once for each."""
+    return _is_union(field.annotation) and field.discriminator is None and not _models(field.annotation)
+
+
 def _tag(model: type[BaseModel], discriminator: str) -> object:
     return model.model_fields[discriminator].default
 
@@ -132,9 +137,9 @@ def _sentence(path: str, owner: type[BaseModel] | None, field: FieldInfo | None,
     if kind == "value_error":
         inner = _models(field.annotation) if field is not None else []
         return _joined(path, str(context["error"]), inner[0] if len(inner) == 1 else owner)
-    if field is not None and _is_union(field.annotation) and field.discriminator is None and not _models(field.annotation):
-        if "greater" not in kind and "less" not in kind:
-            return f"{path}: {value} does not fit; it must be {_described(field.annotation)}"
+    out_of_range = kind.startswith(("greater_than", "less_than"))
+    if field is not None and _is_plain_union(field) and not out_of_range:
+        return f"{path}: {value} does not fit; it must be {_described(field.annotation)}"
     texts = {
         "greater_than_equal": "{value} is too small; it must be at least {ge}",
         "greater_than": "{value} is too small; it must be more than {gt}",
@@ -167,7 +172,7 @@ def _sentence(path: str, owner: type[BaseModel] | None, field: FieldInfo | None,
         return f"{path}.kind: {shown(context['tag'])} is not known; it must be {one_of(tags)}"
     if kind == "union_tag_not_found" and field is not None:
         names["tags"] = one_of([str(_tag(member, str(field.discriminator))) for member in _models(field.annotation)])
-    if kind in ("greater_than_equal", "greater_than", "less_than_equal", "less_than"):
+    if out_of_range:
         names = {name: f"{limit:g}" if isinstance(limit, float) else limit for name, limit in names.items()}
     if kind == "string_pattern_mismatch" and field is not None and field.description:
         return f"{path}: {value} is not allowed. {field.description}"

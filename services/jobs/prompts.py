@@ -44,7 +44,9 @@ def read_prompts(config: PromptsConfig, base_dir: Path | None = None, key: str =
     for number, (where, row) in enumerate(islice(rows, config.limit)):
         prompt = _prompt(where, number, row, config)
         if prompt.id in first_seen:
-            raise InputError(f"{where}: the id {prompt.id!r} stands at {first_seen[prompt.id]} already; ids must be unique")
+            raise InputError(
+                f"{where}: the id {prompt.id!r} stands at {first_seen[prompt.id]} already; ids must be unique"
+            )
         first_seen[prompt.id] = where
         prompts.append(prompt)
     if not prompts:
@@ -54,7 +56,9 @@ def read_prompts(config: PromptsConfig, base_dir: Path | None = None, key: str =
 
 def _prompt(where: str, number: int, row: Mapping[str, Any], config: PromptsConfig) -> Prompt:
     if config.column not in row:
-        raise InputError(f"{where}: there is no field {config.column!r}; name the prompt's field with `column` (here: {', '.join(row)})")
+        raise InputError(
+            f"{where}: there is no field {config.column!r}; name the prompt's field with `column` (here: {', '.join(row)})"
+        )
     messages = _messages(where, row[config.column])
     if config.system is not None and messages[0].role != "system":
         messages = [Message.of("system", config.system), *messages]
@@ -81,7 +85,9 @@ def _messages(where: str, value: object) -> list[Message]:
     messages = []
     for position, entry in enumerate(value):
         if not isinstance(entry, Mapping) or not {"role", "content"} <= entry.keys():
-            raise InputError(f"{where}: message {position + 1} must be a mapping with `role` and `content`, not {_short(entry)}")
+            raise InputError(
+                f"{where}: message {position + 1} must be a mapping with `role` and `content`, not {_short(entry)}"
+            )
         role = entry["role"]
         if role not in ROLES:
             raise InputError(f"{where}: message {position + 1} has the role {role!r}; roles are {', '.join(ROLES)}")
@@ -115,7 +121,11 @@ def _short(value: object) -> str:
 
 
 def _file_rows(path: Path, key: str) -> Iterator[Row]:
-    readers: dict[str, Callable[[Path], Iterator[Row]]] = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
+    readers: dict[str, Callable[[Path], Iterator[Row]]] = {
+        ".jsonl": _json_rows,
+        ".csv": _csv_rows,
+        ".parquet": _parquet_rows,
+    }
     if not path.is_file():
         raise InputError(f"{key}.source: there is no file {path}")
     return readers[path.suffix](path)
@@ -131,7 +141,11 @@ def _json_rows(path: Path) -> Iterator[Row]:
             except UnicodeDecodeError:
                 raise InputError(f"{where}: not UTF-8 text") from None
             except (json.JSONDecodeError, RecursionError) as error:
-                reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+                reason = (
+                    f"{error.msg}, column {error.colno}"
+                    if isinstance(error, json.JSONDecodeError)
+                    else "nested too deeply"
+                )
                 raise InputError(f"{where}: not JSON ({reason}); each line must hold one JSON object") from None
             if not text:
                 continue

@@ -47,7 +47,9 @@ class PromptRenderer:
         self.tokenizer.no_padding()
         has_config = (folder / "tokenizer_config.json").is_file()
         self._config = read_json(folder / "tokenizer_config.json", key) if has_config else {}
-        self._special = {name: text for name in SPECIAL_TOKENS if (text := _token_text(self._config.get(name))) is not None}
+        self._special = {
+            name: text for name in SPECIAL_TOKENS if (text := _token_text(self._config.get(name))) is not None
+        }
         self.template_text = _chat_template(folder, self._config, key)
         self._template = None if self.template_text is None else _compile(self.template_text, key)
 
@@ -148,11 +150,15 @@ def _tokenizer(folder: Path, key: str, allow_transformers: bool) -> Tokenizer:
         except Exception as error:  # the library raises plain Exception
             raise InputError(f"{key}: {path} cannot be read ({str(error).splitlines()[0]})") from None
     if not allow_transformers:
-        raise InputError(f"{key}: {folder} has no tokenizer.json; save the tokenizer once with transformers' save_pretrained")
+        raise InputError(
+            f"{key}: {folder} has no tokenizer.json; save the tokenizer once with transformers' save_pretrained"
+        )
     built = getattr(_transformers_tokenizer(folder, key), "backend_tokenizer", None)
     if built is None:
-        raise InputError(f"{key}: transformers has no fast tokenizer for {folder}; a model with tokenizer.json is needed")
-    return built
+        raise InputError(
+            f"{key}: transformers has no fast tokenizer for {folder}; a model with tokenizer.json is needed"
+        )
+    return cast(Tokenizer, built)
 
 
 def _transformers_tokenizer(folder: Path, key: str) -> Any:
@@ -200,14 +206,18 @@ class _Generation(Extension):
 
 
 def _compile(text: str, key: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
     try:
         return environment.from_string(text)
     except jinja2.TemplateSyntaxError as error:
-        raise InputError(f"{key}: the chat template is not valid jinja2 (line {error.lineno}: {error.message})") from None
+        raise InputError(
+            f"{key}: the chat template is not valid jinja2 (line {error.lineno}: {error.message})"
+        ) from None
 
 
 def _to_json(

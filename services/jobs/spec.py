@@ -32,11 +32,14 @@ class PromptsConfig(Config):
     split: str = Field(default="train", description="Split of a hub dataset.")
     column: str = Field(default="prompt", description="Field that holds the prompt: text, or a list of chat messages.")
     id_column: str = Field(default="id", description="Field that holds the prompt's id. Missing ids are numbered.")
-    domain_column: str = Field(default="domain", description="Field that holds the prompt's domain, where there is one.")
+    domain_column: str = Field(
+        default="domain", description="Field that holds the prompt's domain, where there is one."
+    )
     system: str | None = Field(default=None, description="System prompt put before prompts that have none.")
     limit: int | None = Field(default=None, ge=1, description="Read only the first so many.")
     too_long: Literal["error", "skip", "truncate"] = Field(
-        default="error", description="Prompts that leave no room for the answer: refuse the job, leave them out, or cut their start."
+        default="error",
+        description="Prompts that leave no room for the answer: refuse the job, leave them out, or cut their start.",
     )
     shuffle: bool = Field(default=True, description="Shuffle by the job's seed before rounds take their slices.")
 
@@ -44,49 +47,59 @@ class PromptsConfig(Config):
 class EvaluationConfig(Config):
     """How each version is judged on held-out prompts against version 0."""
 
-    prompts: PromptsConfig | None = Field(default=None, description="Held-out prompts. Without them nothing is evaluated.")
+    prompts: PromptsConfig | None = Field(
+        default=None, description="Held-out prompts. Without them nothing is evaluated."
+    )
     count: int = Field(default=256, ge=1, description="How many of them are used.")
     every: int = Field(default=1, ge=1, description="Evaluate every so many versions; the last one always.")
     gold: str | None = Field(
-        default=None, description="Name of a second, independent judge (a registered function), so that over-optimisation shows."
+        default=None,
+        description="Name of a second, independent judge (a registered function), so that over-optimisation shows.",
     )
     tie_margin: float = Field(
-        default=0.0, ge=0, lt=0.5, description="|P(a beats b) - 1/2| up to which a comparison is a tie and counts one half."
+        default=0.0,
+        ge=0,
+        lt=0.5,
+        description="|P(a beats b) - 1/2| up to which a comparison is a tie and counts one half.",
     )
 
 
 class ResourcesConfig(Config):
     """What the workers may use."""
 
-    sampler: SamplerConfig = SamplerConfig()
-    scorer: ScorerResources = ScorerResources()
-    learner: LearnerConfig = LearnerConfig()
-    queue: QueueConfig = QueueConfig()
-    fleet: FleetConfig = FleetConfig()
+    sampler: SamplerConfig = Field(default=SamplerConfig(), description="Workers that write answers.")
+    scorer: ScorerResources = Field(default=ScorerResources(), description="The worker that compares answers.")
+    learner: LearnerConfig = Field(default=LearnerConfig(), description="The worker that trains the adapter.")
+    queue: QueueConfig = Field(default=QueueConfig(), description="What waits between scorer and learner.")
+    fleet: FleetConfig = Field(default=FleetConfig(), description="How workers are watched, proved and replaced.")
 
 
 class OutputConfig(Config):
     """What is kept."""
 
     keep_samples: bool = Field(default=True, description="Keep the text of learned groups, for inspection and export.")
-    keep_versions: Literal["all", "best-and-newest"] = Field(default="all", description="Versions kept on disk when the job ends.")
+    keep_versions: Literal["all", "best-and-newest"] = Field(
+        default="all", description="Versions kept on disk when the job ends."
+    )
 
 
 class JobSpec(Config):
     """An iterative self-play job."""
 
-    name: str = Field(default="job", pattern=r"^[a-z0-9][a-z0-9-]{0,47}$", description="Lower-case letters, digits and hyphens.")
+    name: str = Field(
+        default="job", pattern=r"^[a-z0-9][a-z0-9-]{0,47}$", description="Lower-case letters, digits and hyphens."
+    )
     metadata: dict[str, str] = Field(default_factory=dict, description="Your own labels.")
-    policy: PolicyConfig
-    prompts: PromptsConfig
-    scorer: ScorerConfig = ScorerConfig()
-    objective: AnyObjective = Field(default_factory=SppoParameters)
-    pairing: PairingConfig = PairingConfig()
-    adapters: AdapterConfig = AdapterConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    resources: ResourcesConfig = ResourcesConfig()
-    output: OutputConfig = OutputConfig()
+    policy: PolicyConfig = Field(description="The model that is aligned.")
+    prompts: PromptsConfig = Field(description="What it is asked while it learns.")
+    scorer: ScorerConfig = Field(default=ScorerConfig(), description="What compares its answers.")
+    objective: AnyObjective = Field(default_factory=SppoParameters, description="What is learned from the comparisons.")
+    pairing: PairingConfig = Field(default=PairingConfig(), description="Which answers make a pair.")
+    adapters: AdapterConfig = Field(default=AdapterConfig(), description="The LoRA module that is trained.")
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="How its weights move.")
+    sampling: SamplingConfig = Field(default=SamplingConfig(), description="How answers are drawn.")
+    schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="How the job proceeds.")
+    evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="How versions are judged.")
+    resources: ResourcesConfig = Field(default=ResourcesConfig(), description="What the workers may use.")
+    output: OutputConfig = Field(default=OutputConfig(), description="What is kept.")
     seed: int = Field(default=0, ge=0, lt=1 << 31, description="Every draw of the job derives from it.")

@@ -97,7 +97,9 @@ def validate_job(
         _refuse(model_checks.problems(spec, model))
         warnings += model_checks.warnings(model)
     elif not deep:
-        warnings.append(f"policy.model: {spec.policy.model} is on the hub; it is checked with --deep, and when the job starts")
+        warnings.append(
+            f"policy.model: {spec.policy.model} is on the hub; it is checked with --deep, and when the job starts"
+        )
     if spec.policy.adapter is not None:
         _refuse(model_checks.adapter_problems(Path(spec.policy.adapter), spec.adapters, model))
     scorer_bytes = _scorer(spec, deep, warnings)
@@ -133,7 +135,9 @@ def _scorer(spec: JobSpec, deep: bool, warnings: list[str]) -> int | None:
         return 0
     local = not is_hub_name(scorer.model)
     if not local and not deep:
-        warnings.append(f"scorer.model.model: {scorer.model} is on the hub; it is checked with --deep, and when the job starts")
+        warnings.append(
+            f"scorer.model.model: {scorer.model} is on the hub; it is checked with --deep, and when the job starts"
+        )
         return None
     folder = Path(scorer.model) if local else fetch_small_files(scorer.model, None, scorer_checks.KEY)
     _refuse(scorer_checks.problems(folder, scorer, with_weights=local))
@@ -167,10 +171,16 @@ def _prompts(
     spec: JobSpec, model: ModelFiles | None, deep: bool, warnings: list[str]
 ) -> tuple[PromptSummary, PreparedPrompts | None, PreparedPrompts | None]:
     """Read and render the prompts as far as can be done now, and check that rounds and evaluation have enough of them."""
-    readable = [config is None or deep or is_prompt_file(config.source) for config in (spec.prompts, spec.evaluation.prompts)]
-    for config, key, here in zip((spec.prompts, spec.evaluation.prompts), ("prompts", "evaluation.prompts"), readable, strict=True):
+    readable = [
+        config is None or deep or is_prompt_file(config.source) for config in (spec.prompts, spec.evaluation.prompts)
+    ]
+    for config, key, here in zip(
+        (spec.prompts, spec.evaluation.prompts), ("prompts", "evaluation.prompts"), readable, strict=True
+    ):
         if config is not None and not here:
-            warnings.append(f"{key}.source: {config.source} is on the hub; it is read with --deep, and when the job starts")
+            warnings.append(
+                f"{key}.source: {config.source} is on the hub; it is read with --deep, and when the job starts"
+            )
     if model is None or not _can_render(model, deep, warnings):
         training = read_prompts(spec.prompts) if readable[0] else []
         held_out = _held_out(spec.evaluation.prompts, readable[1])
@@ -181,13 +191,17 @@ def _prompts(
     renderer = PromptRenderer(model.folder, allow_transformers=deep)
     _refuse(model_checks.tokenizer_problems(model, renderer))
     if renderer.writes_the_date:
-        warnings.append("policy.model: its chat template may write today's date into prompts, so that answers differ from day to day")
+        warnings.append(
+            "policy.model: its chat template may write today's date into prompts, so that answers differ from day to day"
+        )
     prepared = prepare_prompts(spec, model, renderer=renderer) if readable[0] else None
     evaluation = prepare_evaluation_prompts(spec, model, renderer=renderer) if readable[1] else None
     if prepared is not None:
         _slices(spec, prepared.prompts)
     if evaluation is not None and len(evaluation) < spec.evaluation.count:
-        warnings.append(f"evaluation.count: {spec.evaluation.count} is more than the {len(evaluation)} held-out prompts; all are used")
+        warnings.append(
+            f"evaluation.count: {spec.evaluation.count} is more than the {len(evaluation)} held-out prompts; all are used"
+        )
     if deep and prepared is not None:
         renderer.refuse_difference_from_transformers(prepared.prompts[:8])
     training = list(prepared.prompts) if prepared else []
@@ -199,7 +213,9 @@ def _prompts(
 def _can_render(model: ModelFiles, deep: bool, warnings: list[str]) -> bool:
     if deep or (model.folder / "tokenizer.json").is_file():
         return True
-    warnings.append("policy.model: it has no tokenizer.json; its prompts are rendered with --deep, and when the job starts")
+    warnings.append(
+        "policy.model: it has no tokenizer.json; its prompts are rendered with --deep, and when the job starts"
+    )
     return False
 
 
@@ -223,7 +239,9 @@ def _refuse_overlap(training: Sequence[Prompt], held_out: Sequence[Prompt], warn
         )
     alike = sum(prompt.messages in seen for prompt in held_out)
     if alike:
-        warnings.append(f"evaluation.prompts: {alike} of {len(held_out)} have the text of a training prompt, under another id")
+        warnings.append(
+            f"evaluation.prompts: {alike} of {len(held_out)} have the text of a training prompt, under another id"
+        )
 
 
 def _summary(
