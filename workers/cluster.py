@@ -42,6 +42,7 @@ __all__ = [
     "disconnect",
     "find",
     "kill",
+    "leave",
     "nodes",
     "spawn",
 ]
@@ -238,6 +239,11 @@ async def call_async(ref: Any, timeout_seconds: float, setting: str) -> Any:
         raise _timeout(timeout_seconds, setting) from None
 
 
+def leave() -> None:
+    """End this process's own actor, once the call that it is in has been answered."""
+    ray.actor.exit_actor()
+
+
 class Link:
     """Calls to the actor of a name, whichever process carries it now.
 
@@ -253,7 +259,7 @@ class Link:
     ) -> Any:
         """Call a method and wait for its result; errors are those of :func:`call`, and ``WorkerUnavailable`` when nobody has the name."""
         try:
-            return await call_async(self._send(method, args, kwargs), *_patience(timeout_seconds, setting))
+            return await call_async(self.begin(method, *args, **kwargs), *_patience(timeout_seconds, setting))
         except WorkerDied:
             self._handle = None
             raise
@@ -263,12 +269,13 @@ class Link:
     ) -> Any:
         """:meth:`call` outside coroutines."""
         try:
-            return call(self._send(method, args, kwargs), *_patience(timeout_seconds, setting))
+            return call(self.begin(method, *args, **kwargs), *_patience(timeout_seconds, setting))
         except WorkerDied:
             self._handle = None
             raise
 
-    def _send(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def begin(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Begin a call and return Ray's reference to its result, which can be handed to another worker unread."""
         if self._handle is None:
             self._handle = find(self.name)
         if self._handle is None:
