@@ -137,6 +137,10 @@ class Fleet:
             if sampler.state is SamplerState.READY and sampler.proven == version
         ]
 
+    def proven_versions(self) -> set[int]:
+        """Versions that some sampler serves as its newest."""
+        return {s.proven for s in self.samplers.values() if s.state is SamplerState.READY and s.proven is not None}
+
     def settled(self, version: int) -> bool:
         """Whether every sampler that is alive has proved ``version``: then a round's shares can be dealt by rule."""
         alive = self.alive()

@@ -178,9 +178,7 @@ class ScorerWorker(LeasedWorker):
             raise RuntimeError(f"{self.setup.name} was asked to score before it had started")
         return self.scorer
 
-    def _judge(
-        self, scorer: PreferenceScorer, comparisons: Sequence[Comparison], temperature: float
-    ) -> JudgedWinRate:
+    def _judge(self, scorer: PreferenceScorer, comparisons: Sequence[Comparison], temperature: float) -> JudgedWinRate:
         results = scorer.score(comparisons)
         logits = [(float(r.ordered_logits[0, 1]) - float(r.ordered_logits[1, 0])) / 2 for r in results]
         rate = evaluation.win_rate(logits, self.setup.tie_margin, temperature)

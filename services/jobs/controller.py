@@ -1,0 +1,133 @@
+"""The controller: a detached Ray actor for each job that runs it from its specification to its end.
+
+It holds no state of its own that matters: a restarted controller reads the job store, the replay queue's rows and the version store, finds
+the running workers by name, and goes on from the newest version (rules 10 and 11).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from learner.errors import InputError
+from services.jobs.crew import Crew
+from services.jobs.errors import JobCancelled, JobFailure
+from services.jobs.evaluations import Evaluator
+from services.jobs.intake import Intake
+from services.jobs.journal import Journal
+from services.jobs.layout import JobPaths
+from services.jobs.loop import SelfPlayLoop
+from services.jobs.records import JobError
+from services.jobs.report import write_report
+from services.jobs.spec import JobSpec
+from services.jobs.state import JobState
+from services.jobs.store import JobStore
+from services.jobs.stream import PromptStream
+from services.jobs.validate import ValidatedJob, validate_job
+from workers import cluster, logs
+from workers.capacity import Demand, check_capacity
+from workers.fleet import Fleet
+
+
+def controller_name(job_id: str) -> str:
+    """The actor name of a job's controller."""
+    return f"{job_id}-controller"
+
+
+class JobController:
+    """One job's controller.
+
+    Args:
+        job_id: the job.
+        database_url: the job store's.
+        home: Sparring's home on the data node.
+        worker_extension: vLLM's worker extension, where the operator replaced it.
+    """
+
+    def __init__(self, job_id: str, database_url: str, home: Path, worker_extension: str | None = None) -> None:
+        self.paths = JobPaths(home, job_id)
+        self.log = logs.write_to(self.paths.logs, "controller")
+        self.store = JobStore(database_url)
+        self.job_id, self.worker_extension = job_id, worker_extension
+        self.journal = Journal(self.store, job_id, self.log)
+
+    async def ping(self) -> bool:
+        """Whether it is there."""
+        return True
+
+    async def run(self) -> None:
+        """Run the job to its end, write down how it ended, and leave."""
+        try:
+            await self._run()
+            self.journal.progress(1.0, "done")
+            self.journal.state(JobState.SUCCEEDED)
+        except JobCancelled:
+            self.journal.state(JobState.CANCELLED, "cancelled; the newest version is kept")
+        except InputError as error:
+            self._failed("invalid_job", str(error), None)
+        except JobFailure as failure:
+            self._failed(failure.code, failure.message, failure.param)
+        except Exception as error:  # the job must not hang in `running` because of a fault of ours
+            self.log.exception("the job failed")
+            self._failed("internal_error", f"{type(error).__name__}: {error}", None)
+        try:
+            await asyncio.to_thread(write_report, self.store, self.job_id, self.paths.report)
+        except Exception as error:
+            self.log.exception("the report was not written")
+            self.journal.event("warning", f"the report was not written: {error}")
+        cluster.leave()
+
+    async def _run(self) -> None:
+        self.journal.state(JobState.VALIDATING)
+        job = await asyncio.to_thread(self._validate)
+        spec = job.spec
+        for warning in job.warnings:
+            self.journal.event("warning", warning)
+        self._check_capacity(spec)
+        assert job.prompts is not None
+        self.journal.event(
+            "prompts",
+            f"{len(job.prompts)} prompts, {job.prompts.skipped} skipped and {job.prompts.truncated} truncated as too long",
+            prompts=len(job.prompts),
+            skipped=job.prompts.skipped,
+            truncated=job.prompts.truncated,
+        )
+        stream = PromptStream(
+            job.prompts, shuffle=spec.prompts.shuffle, seed=spec.seed, reuse=spec.schedule.reuse_prompts
+        )
+        crew = Crew(
+            self.job_id,
+            spec,
+            self.paths,
+            context_tokens=job.context_tokens,
+            prompts=job.prompts.token_ids,
+            worker_extension=self.worker_extension,
+        )
+        fleet = Fleet(spec.resources.fleet, tuple(member.name for member in crew.samplers))
+        intake = Intake(spec, stream, fleet, crew, self.journal)
+        evaluator = Evaluator(spec, job.evaluation_prompts, crew, fleet, self.journal)
+        loop = SelfPlayLoop(spec, crew, fleet, intake, evaluator, self.journal)
+        try:
+            await loop.run()
+            counts = await intake.counts()
+            self.journal.event("counts", f"groups: {counts.model_dump(mode='json')}", balanced=counts.balanced, **counts.model_dump(mode="json"))
+        finally:
+            await loop.stop()
+
+    def _validate(self) -> ValidatedJob:
+        spec = JobSpec.model_validate(self.store.get(self.job_id).spec)
+        return validate_job(spec, Path("/"), deep=True)
+
+    def _check_capacity(self, spec: JobSpec) -> None:
+        resources = spec.resources
+        check_capacity(
+            [
+                Demand("resources.sampler", resources.sampler.cpus, resources.sampler.gpus, resources.sampler.count),
+                Demand("resources.scorer", resources.scorer.cpus, resources.scorer.gpus),
+                Demand("resources.learner", resources.learner.cpus, resources.learner.gpus),
+            ],
+            cluster.nodes(),
+        )
+
+    def _failed(self, code: str, message: str, param: str | None) -> None:
+        self.journal.state(JobState.FAILED, error=JobError(code=code, message=message, param=param))

@@ -1,0 +1,213 @@
+"""The workers of one job: their names, what each is told, and how each is brought up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from learner.config import TrainerConfig
+from services.jobs.layout import JobPaths
+from services.jobs.spec import JobSpec
+from workers import cluster
+from workers.learner import LearnerSetup, LearnerWorker, prompts_for_canary
+from workers.cluster import Link
+from workers.replay.actor import ReplayQueueActor
+from workers.sampler.actor import SamplerSetup, SamplerWorker
+from workers.sampler.engine import EngineConfig
+from workers.scorers.actor import ScorerSetup, ScorerWorker
+from workers.versions.actor import VersionStoreActor
+
+SMALL = 0.01
+"""CPU share of an actor that hardly computes: the queue and the version store."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One worker: its actor class, its arguments and its resources."""
+
+    name: str
+    role: str
+    actor: type
+    arguments: tuple[Any, ...]
+    cpus: float
+    gpus: float = 0.0
+    threads: int = 1
+    start_timeout_seconds: float = 300.0
+
+    @cached_property
+    def link(self) -> Link:
+        """How to call it."""
+        return Link(self.name)
+
+
+class Crew:
+    """Every worker of a job, made from its specification.
+
+    Args:
+        job_id: prefix of all names.
+        spec: the job.
+        paths: where its files lie.
+        context_tokens: the longest prompt plus answer.
+        prompts: token ids of prompts, for version 0's canary.
+        worker_extension: vLLM's worker extension, where the operator replaced it.
+    """
+
+    def __init__(
+        self,
+        job_id: str,
+        spec: JobSpec,
+        paths: JobPaths,
+        *,
+        context_tokens: int,
+        prompts: Sequence[Sequence[int]],
+        worker_extension: str | None = None,
+    ) -> None:
+        self.job_id, self.spec, self.paths = job_id, spec, paths
+        lease = spec.resources.fleet.lease_seconds
+        queue = spec.resources.queue
+        self.queue = self._data("queue", ReplayQueueActor, paths.replay_database, queue, spec.output.keep_samples)
+        self.versions = self._data("versions", VersionStoreActor, paths.versions, job_id)
+        self.scorers = self._scorers(lease)
+        self.learner = self._learner(lease, prompts)
+        self.samplers = self._samplers(lease, context_tokens, worker_extension)
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """All of them, those that others need first."""
+        return (self.queue, self.versions, *self.scorers, self.learner, *self.samplers)
+
+    def member(self, name: str) -> Member:
+        """The worker of that name."""
+        return next(member for member in self.members if member.name == name)
+
+    def spawn(self, member: Member) -> None:
+        """Bring a worker's process up, or find it where it runs already (rule 10)."""
+        cluster.spawn(
+            member.actor,
+            member.name,
+            cpus=member.cpus,
+            gpus=member.gpus,
+            threads=member.threads,
+            args=member.arguments,
+        )
+
+    def dismiss_one(self, member: Member) -> None:
+        """End a worker's process, if it still runs."""
+        cluster.kill(member.name)
+
+    def dismiss(self) -> None:
+        """End every worker's process."""
+        for member in reversed(self.members):
+            self.dismiss_one(member)
+
+    def _name(self, role: str) -> str:
+        return f"{self.job_id}-{role}"
+
+    def _data(self, role: str, actor: type, *arguments: Any) -> Member:
+        lease = self.spec.resources.fleet.lease_seconds
+        return Member(self._name(role), role, actor, (self._name(role), self.paths.logs, *arguments, lease), cpus=SMALL)
+
+    def _scorers(self, lease: float) -> tuple[Member, ...]:
+        spec, resources = self.spec, self.spec.resources.scorer
+        setup = ScorerSetup(
+            name=self._name("scorer-0"),
+            logs=self.paths.logs,
+            scorer=spec.scorer,
+            resources=resources,
+            gold=spec.evaluation.gold,
+            pairing=spec.pairing,
+            truncated=spec.sampling.truncated,
+            queue=self.queue.name,
+            put_timeout_seconds=spec.resources.queue.put_timeout_seconds,
+            alone=spec.schedule.mode == "rounds",
+            tie_margin=spec.evaluation.tie_margin,
+        )
+        return (
+            Member(
+                setup.name, "scorer", ScorerWorker, (setup, lease), resources.cpus, resources.gpus, resources.threads
+            ),
+        )
+
+    def _learner(self, lease: float, prompts: Sequence[Sequence[int]]) -> Member:
+        spec, resources = self.spec, self.spec.resources.learner
+        setup = LearnerSetup(
+            name=self._name("learner"),
+            job_id=self.job_id,
+            logs=self.paths.logs,
+            trainer=TrainerConfig(
+                job_id=self.job_id,
+                policy=spec.policy,
+                adapters=spec.adapters,
+                objective=spec.objective,
+                optimizer=spec.optimizer,
+                pairing=spec.pairing,
+                schedule=spec.schedule,
+                learner=resources,
+                truncated=spec.sampling.truncated,
+                temperature=spec.scorer.temperature,
+                seed=spec.seed,
+            ),
+            queue=self.queue.name,
+            versions=self.versions.name,
+            canary_prompts=prompts_for_canary(prompts),
+            max_staleness=spec.schedule.max_staleness,
+        )
+        return Member(
+            setup.name, "learner", LearnerWorker, (setup, lease), resources.cpus, resources.gpus, resources.threads
+        )
+
+    def _samplers(self, lease: float, context_tokens: int, worker_extension: str | None) -> tuple[Member, ...]:
+        spec, resources = self.spec, self.spec.resources.sampler
+        slots = resources.lora_slots or spec.schedule.max_staleness + 2
+        extension = {} if worker_extension is None else {"worker_extension": worker_extension}
+        engine = EngineConfig(
+            model=spec.policy.model,
+            revision=spec.policy.revision,
+            dtype=spec.policy.dtype,
+            max_model_len=context_tokens,
+            lora_rank=spec.adapters.rank,
+            lora_slots=slots,
+            cpu_lora_slots=resources.cpu_lora_slots or 2 * slots,
+            max_running_requests=resources.max_running_requests,
+            threads=resources.threads,
+            kv_cache_gib=resources.kv_cache_gib,
+            gpu_memory_utilization=resources.gpu_memory_utilization,
+            tensor_parallel_size=resources.tensor_parallel_size,
+            enforce_eager=resources.enforce_eager,
+            seed=spec.seed,
+            cache_dir=Path(self.paths.home) / "cache",
+            deterministic=spec.schedule.mode == "rounds",
+            gpus=resources.gpus,
+            **extension,
+        )
+        return tuple(
+            Member(
+                name=self._name(f"sampler-{number}"),
+                role="sampler",
+                actor=SamplerWorker,
+                arguments=(
+                    SamplerSetup(
+                        name=self._name(f"sampler-{number}"),
+                        job_id=self.job_id,
+                        logs=self.paths.logs,
+                        engine=engine,
+                        sampling=spec.sampling,
+                        scorers=tuple(member.name for member in self.scorers),
+                        versions=self.versions.name,
+                        in_order=spec.schedule.mode == "rounds",
+                        keep_versions=spec.schedule.max_staleness + 1,
+                        start_timeout_seconds=resources.start_timeout_seconds,
+                        request_timeout_seconds=resources.request_timeout_seconds,
+                    ),
+                    lease,
+                ),
+                cpus=resources.cpus,
+                gpus=resources.gpus,
+                threads=resources.threads,
+                start_timeout_seconds=resources.start_timeout_seconds,
+            )
+            for number in range(resources.count)
+        )

@@ -1,0 +1,132 @@
+"""Evaluation of versions on held-out prompts: samplers answer, the scorer judges, the controller writes the numbers down.
+
+Answers go from the samplers to the scorer by reference; they never pass through the controller.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from learner.seeds import derive_seed
+from services.jobs.crew import Crew
+from services.jobs.journal import Journal
+from services.jobs.prepare import PreparedPrompts
+from services.jobs.selection import Evaluation, best_version, stop_reason
+from services.jobs.spec import JobSpec
+from workers.errors import WorkerError
+from workers.fleet import Fleet
+from workers.messages import EvaluationItem, EvaluationResult
+
+TRIES = 3
+"""Tries of one evaluation, when a worker dies in the middle of it."""
+
+
+class Evaluator:
+    """Judges versions against version 0, and remembers what came out.
+
+    Args:
+        spec: the job.
+        prompts: the held-out prompts; None when the job has none.
+        crew: the workers.
+        fleet: which samplers serve which version.
+        journal: where results are told.
+    """
+
+    def __init__(
+        self, spec: JobSpec, prompts: PreparedPrompts | None, crew: Crew, fleet: Fleet, journal: Journal
+    ) -> None:
+        self.spec, self.prompts, self.crew, self.fleet, self.journal = spec, prompts, crew, fleet, journal
+        self.evaluations: list[Evaluation] = []
+        self.baseline: list[Any] = []
+
+    def recall(self) -> None:
+        """Take up what earlier attempts of this job measured."""
+        for record in self.journal.store.versions(self.journal.job_id):
+            rate, kl = record.metrics.get("win_rate"), record.metrics.get("kl_nats")
+            if rate is not None:
+                self.evaluations.append(Evaluation(record.version, rate, kl))
+
+    def due(self, version: int, last: bool) -> bool:
+        """Whether a version is to be evaluated."""
+        done = any(evaluation.version == version for evaluation in self.evaluations)
+        return self.prompts is not None and not done and (last or version % self.spec.evaluation.every == 0)
+
+    async def evaluate(self, version: int, extra: dict[str, float]) -> EvaluationResult:
+        """Judge a version that the samplers serve, and write the result down.
+
+        Args:
+            version: the newest version, proved by at least one sampler.
+            extra: further metrics of this version for the same row.
+
+        Raises:
+            WorkerError: workers kept dying.
+        """
+        for attempt in range(TRIES):
+            try:
+                result = await self._evaluate(version)
+                break
+            except WorkerError as error:
+                self.journal.log.warning("evaluation of version %d, try %d: %s", version, attempt + 1, error)
+                self.baseline = []
+                if attempt == TRIES - 1:
+                    raise
+        metrics = {**result.as_metrics(), **extra}
+        self.journal.metrics(metrics, version=version)
+        self.journal.store.set_version_metrics(self.journal.job_id, version, metrics)
+        self.evaluations.append(Evaluation(version, result.judge.mean, result.kl_nats))
+        self.journal.event(
+            "evaluated",
+            f"version {version}: win rate {result.judge.mean:.1%} against version 0, KL {result.kl_nats:.2f} nats",
+            version=version,
+            metrics=metrics,
+            examples=[example.model_dump(mode="json") for example in result.examples],
+        )
+        best = best_version(self.evaluations)
+        if best is not None:
+            self.journal.store.mark_best(self.journal.job_id, best)
+        return result
+
+    def reason_to_stop(self) -> str | None:
+        """Why the job should stop now, if it should."""
+        schedule = self.spec.schedule
+        return stop_reason(self.evaluations, schedule.early_stop_rounds, schedule.max_kl)
+
+    async def _evaluate(self, version: int) -> EvaluationResult:
+        began = time.time()
+        if not self.baseline:
+            self.baseline = self._ask(0, "baseline")
+        shares = self._ask(version, version)
+        scorer = self.crew.scorers[0].link
+        limit = self.spec.resources.sampler.request_timeout_seconds
+        result: EvaluationResult = await scorer.call(
+            "evaluate",
+            version,
+            began,
+            len(shares),
+            *shares,
+            *self.baseline,
+            timeout_seconds=limit,
+            setting="resources.sampler.request_timeout_seconds",
+        )
+        return result
+
+    def _ask(self, version: int, purpose: str | int) -> list[Any]:
+        """Have the samplers answer every held-out prompt once; returns references to their shares."""
+        assert self.prompts is not None
+        newest = max(self.fleet.proven_versions())
+        serving = self.fleet.serving(newest)
+        # a job that begins with the bare model needs no adapter for version 0's log-probabilities
+        reference = None if self.spec.policy.adapter is None else 0
+        items = [
+            EvaluationItem(
+                prompt=prompt,
+                prompt_token_ids=token_ids,
+                seed=derive_seed(self.spec.seed, "evaluation", purpose, prompt.id),
+            )
+            for prompt, token_ids in zip(self.prompts.prompts, self.prompts.token_ids, strict=True)
+        ]
+        return [
+            self.crew.member(name).link.begin("answer", items[place :: len(serving)], version, reference)
+            for place, name in enumerate(serving)
+        ]

@@ -1,0 +1,55 @@
+"""What the controller writes down about its job. On disk before it is acknowledged (rule 11)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from learner.records import VersionManifest
+from services.jobs.records import JobError
+from services.jobs.state import JobState, RequestedAction
+from services.jobs.store import JobStore
+
+
+class Journal:
+    """One job's side of the job store."""
+
+    def __init__(self, store: JobStore, job_id: str, log: logging.Logger) -> None:
+        self.store, self.job_id, self.log = store, job_id, log
+
+    def event(self, kind: str, message: str, /, **data: Any) -> None:
+        """Something happened that people want to know."""
+        self.log.info("%s: %s", kind, message)
+        self.store.append_event(self.job_id, kind, message, data)
+
+    def metrics(self, values: Mapping[str, float], *, version: int | None = None, learner_step: int | None = None) -> None:
+        """Numbers of this moment."""
+        self.store.add_metrics(self.job_id, values, version=version, learner_step=learner_step)
+
+    def progress(self, fraction: float, stage: str) -> None:
+        """How far the job is, in 0..1, and what it is doing."""
+        self.store.set_progress(self.job_id, fraction, stage)
+
+    def state(self, new: JobState, message: str | None = None, error: JobError | None = None) -> None:
+        """The job's new state."""
+        self.log.info("state %s%s", new, f": {error.message}" if error else "")
+        self.store.transition(self.job_id, new, message=message, error=error)
+
+    def version(self, manifest: VersionManifest) -> None:
+        """A version was published."""
+        self.store.add_version(
+            self.job_id, manifest.version, digest=manifest.digest, learner_step=manifest.learner_step, module=manifest.module
+        )
+        self.event(
+            "version_published",
+            f"version {manifest.version} at step {manifest.learner_step}, digest {manifest.digest[:12]}",
+            version=manifest.version,
+            digest=manifest.digest,
+            learner_step=manifest.learner_step,
+            bytes=sum(entry.bytes for entry in manifest.files.values()),
+        )
+
+    def request(self) -> RequestedAction | None:
+        """What somebody asked of the job."""
+        return self.store.take_request(self.job_id)

@@ -1,0 +1,319 @@
+"""The self-play loop of one job: admit, learn, publish, prove, evaluate, and again.
+
+In rounds each stage follows the one before; online, sampling goes on while the learner learns, bounded by the tickets (rule 7).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from learner.records import VersionManifest
+from services.jobs.crew import Crew
+from services.jobs.errors import JobCancelled, JobFailure
+from services.jobs.evaluations import Evaluator
+from services.jobs.intake import Intake
+from services.jobs.journal import Journal
+from services.jobs.spec import JobSpec
+from services.jobs.state import JobState, RequestedAction
+from services.jobs.supervisor import Supervisor
+from services.jobs.tickets import Standing
+from workers.errors import CallTimeout, WorkerDied, WorkerError, WorkerUnavailable
+from workers.fleet import Fleet, ProgressWatchdog
+from workers.learner import LearnerStanding, StepResult
+from workers.messages import SamplerStatus
+from workers.replay.rows import LedgerCounts
+
+TICK_SECONDS = 0.05
+"""Between two looks at whether the next thing can be done."""
+
+
+class SelfPlayLoop:
+    """Turns the loop until the last version, a reason to stop, a failure or a cancel."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        crew: Crew,
+        fleet: Fleet,
+        intake: Intake,
+        evaluator: Evaluator,
+        journal: Journal,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.spec, self.crew, self.fleet, self.intake = spec, crew, fleet, intake
+        self.evaluator, self.journal, self.clock = evaluator, journal, clock
+        self.supervisor = Supervisor(crew, fleet, journal, spec, self._sampler_died)
+        self.watchdog = ProgressWatchdog(spec.resources.fleet.progress_timeout_seconds, clock())
+        self.version = 0
+        self.learner_step = 0
+        self.unpaused = asyncio.Event()
+        self.unpaused.set()
+        self.sampled_tokens = (clock(), 0.0)
+        self.round_metrics: dict[str, float] = {}
+        self.evaluating: asyncio.Future[None] | None = None
+
+    async def run(self) -> None:
+        """Start the workers and turn the loop.
+
+        Raises:
+            JobFailure: the job cannot go on.
+            JobCancelled: somebody asked for its end.
+        """
+        self.journal.progress(0.0, "starting workers")
+        watch = asyncio.ensure_future(self._watch())
+        turn = asyncio.ensure_future(self._turn())
+        try:
+            await asyncio.wait({watch, turn, self.supervisor.failure}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (self.supervisor.failure, watch, turn):
+                if task.done():
+                    task.result()
+        finally:
+            watch.cancel()
+            turn.cancel()
+            await asyncio.gather(watch, turn, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """End the workers."""
+        await self.supervisor.stop()
+
+    # ---- turning ------------------------------------------------------------------------------------------------
+
+    async def _turn(self) -> None:
+        await self.supervisor.start()
+        await self._take_up()
+        self.journal.state(JobState.RUNNING)
+        admitting = asyncio.ensure_future(self._admit_forever())
+        try:
+            while self.version < self.spec.schedule.rounds:
+                await self._evaluate_if_due(last=False)
+                stop = self.evaluator.reason_to_stop()
+                if stop is not None:
+                    self.journal.event("stopped_early", f"stopped at version {self.version}: {stop}", version=self.version)
+                    break
+                if not await self._learn_version():
+                    break
+            self.intake.open.clear()
+            await self._evaluate_if_due(last=True)
+        finally:
+            admitting.cancel()
+            if self.evaluating is not None:
+                self.evaluating.cancel()
+
+    async def _take_up(self) -> None:
+        """Go on from the newest version: where a job starts, that is version 0."""
+        learner = await self.supervisor.ready(self.crew.learner.name)
+        manifest: VersionManifest = await learner.call("newest")
+        self.journal.version(manifest)
+        self.journal.store.rewind(self.journal.job_id, learner_step=manifest.learner_step)
+        self.evaluator.recall()
+        self._new_version(manifest)
+
+    def _new_version(self, manifest: VersionManifest) -> None:
+        self.version, self.learner_step = manifest.version, manifest.learner_step
+        self.supervisor.manifest = manifest
+        self.supervisor.sync()
+
+    async def _learn_version(self) -> bool:
+        """Learn from one version's groups and publish the next. Returns False when the prompts have run out."""
+        began = self.clock()
+        while True:
+            try:
+                learner = await self.supervisor.ready(self.crew.learner.name)
+                standing: LearnerStanding = await learner.call("begin_version", self.version, self.version)
+                self.learner_step = standing.learner_step
+                self.intake.open.set()
+                learned = await self._learn_passes(began)
+                if learned == 0:
+                    self.journal.event("prompts_used_up", f"the prompts ran out at version {self.version}", version=self.version)
+                    return False
+                publishing = self.clock()
+                manifest: VersionManifest = await learner.call(
+                    "publish",
+                    self.version + 1,
+                    timeout_seconds=self.spec.resources.learner.step_timeout_seconds,
+                    setting="resources.learner.step_timeout_seconds",
+                )
+                break
+            except (WorkerDied, WorkerUnavailable) as error:
+                # its groups are released when it starts again from the newest version (rule 11)
+                self.journal.event("learner_interrupted", f"version {self.version + 1} begins again: {error}")
+                await asyncio.sleep(TICK_SECONDS)
+        self.journal.version(manifest)
+        self.round_metrics |= {
+            "publish_seconds": self.clock() - publishing,
+            "round_seconds": self.clock() - began,
+        }
+        self._new_version(manifest)
+        return True
+
+    async def _learn_passes(self, began: float) -> int:
+        """All optimizer steps of one version. Returns how many groups were learned from."""
+        groups = await self._first_pass(began)
+        size = self.spec.schedule.prompts_per_step
+        for pass_number in range(1, self.spec.schedule.stop_after_epochs if groups else 1):
+            while (await self._step(size, minimum=1, pass_number=pass_number)) is not None:
+                pass
+        if self.intake.in_rounds:
+            self.intake.open.clear()
+        return groups
+
+    async def _first_pass(self, began: float) -> int:
+        in_rounds, office = self.intake.in_rounds, self.intake.office
+        pairs, learning = 0.0, 0.0
+        while True:
+            await self.unpaused.wait()
+            standing, counts = await self.intake.standing(self.version)
+            want = office.next_batch(standing, self.spec.schedule.prompts_per_step)
+            closed = office.closed(standing, self.intake.prompts_left(counts)) and self.intake.open.is_set()
+            if closed:
+                want = min(want, standing.ready)
+            if want == 0:
+                break
+            if standing.ready < want or (in_rounds and not closed):
+                self._tell_progress(standing, counts)
+                await asyncio.sleep(TICK_SECONDS)
+                continue
+            if not learning:
+                self.round_metrics = {"sampling_seconds": self.clock() - began}
+                learning = self.clock()
+            result = await self._step(want, minimum=None, pass_number=0)
+            if result is not None:
+                pairs += result.metrics["pairs"]
+            self._tell_progress(standing, counts)
+        seconds = self.clock() - began
+        self.round_metrics |= {
+            "learning_seconds": self.clock() - (learning or self.clock()),
+            "pairs_per_second": pairs / seconds if seconds else 0.0,
+        }
+        return standing.leased
+
+    async def _step(self, count: int, *, minimum: int | None, pass_number: int) -> StepResult | None:
+        learner = await self.supervisor.ready(self.crew.learner.name)
+        result: StepResult | None = await learner.call(
+            "step",
+            count,
+            minimum=minimum,
+            pass_number=pass_number,
+            round=self.version if self.intake.in_rounds else None,
+            timeout_seconds=self.spec.resources.learner.step_timeout_seconds,
+            setting="resources.learner.step_timeout_seconds",
+        )
+        if result is not None:
+            self.learner_step = result.learner_step
+            self.journal.metrics(result.metrics, version=self.version, learner_step=result.learner_step)
+        return result
+
+    async def _evaluate_if_due(self, *, last: bool) -> None:
+        """Evaluate the newest version if it is due: in rounds before the next one begins, online beside it, in order."""
+        version, metrics, self.round_metrics = self.version, self.round_metrics, {}
+        if not self.evaluator.due(version, last):
+            self.journal.metrics(metrics, version=version)
+        elif self.intake.in_rounds:
+            self._say("proving and evaluating")
+            await self._evaluate(version, metrics, None)
+        else:
+            self.evaluating = asyncio.ensure_future(self._evaluate(version, metrics, self.evaluating))
+        if last and self.evaluating is not None:
+            self._say("evaluating")
+            await self.evaluating
+
+    async def _evaluate(
+        self, version: int, metrics: dict[str, float], before: asyncio.Future[None] | None
+    ) -> None:
+        if before is not None:
+            await before
+        began = self.clock()
+        await self._proved(everywhere=self.intake.in_rounds)
+        await self.unpaused.wait()
+        await self.evaluator.evaluate(version, {**metrics, "sync_seconds": self.clock() - began})
+
+    async def _proved(self, *, everywhere: bool) -> None:
+        """Wait until the newest version is proved, on all samplers or on any. The supervisor's failures end the wait."""
+        limit = self.clock() + self.spec.resources.sampler.start_timeout_seconds
+        while not (self.fleet.settled(self.version) if everywhere else self.fleet.proven_versions()):
+            if self.clock() > limit:
+                raise JobFailure(
+                    "version_not_loaded",
+                    f"version {self.version} was not proved within resources.sampler.start_timeout_seconds: "
+                    f"{self.spec.resources.sampler.start_timeout_seconds:g}; see the samplers' logs",
+                    "resources.sampler.start_timeout_seconds",
+                )
+            self.supervisor.sync()
+            await asyncio.sleep(TICK_SECONDS)
+
+    # ---- watching -----------------------------------------------------------------------------------------------
+
+    async def _admit_forever(self) -> None:
+        while True:
+            try:
+                self.supervisor.sync()
+                if self.unpaused.is_set():
+                    await self.intake.grant(self.version)
+            except (WorkerError, CallTimeout) as error:
+                self.journal.log.warning("nothing was granted: %s", error)
+                await asyncio.sleep(1.0)
+            except JobFailure as failure:
+                self.supervisor.fail(failure)
+                return
+            await asyncio.sleep(TICK_SECONDS)
+
+    async def _watch(self) -> None:
+        period = self.spec.resources.fleet.heartbeat_seconds
+        while True:
+            self._obey(self.journal.request())
+            statuses = await self.supervisor.look()
+            if self.supervisor.up[self.crew.queue.name].is_set() and self.supervisor.manifest is not None:
+                try:
+                    await self._observe(statuses)
+                except (WorkerError, CallTimeout) as error:
+                    self.journal.log.warning("the queue did not answer: %s", error)
+            await asyncio.sleep(period)
+
+    async def _observe(self, statuses: list[SamplerStatus]) -> None:
+        await self.intake.observe(self.version, statuses)
+        standing, counts = await self.intake.standing(self.version)
+        now = self.clock()
+        tokens = sum(status.metrics.get("sample_tokens_total", 0.0) for status in statuses)
+        then, before = self.sampled_tokens
+        rate = max(0.0, tokens - before) / (now - then) if now > then else 0.0
+        self.sampled_tokens = (now, tokens)
+        queue = await self.crew.queue.link.call("metrics")
+        self.journal.metrics(
+            {**self.fleet.as_metrics(), **queue, "sample_tokens_per_second": rate, "groups_in_flight": standing.granted},
+            version=self.version,
+        )
+        mark = (self.version, self.learner_step, counts.admitted, counts.granted, counts.ready, tokens)
+        in_flight = standing.granted + standing.ready > 0 and self.unpaused.is_set()
+        if in_flight and self.watchdog.stalled(mark, now):
+            raise JobFailure(
+                "stalled",
+                f"nothing moved for {self.watchdog.timeout_seconds:g} s (resources.fleet.progress_timeout_seconds) with "
+                f"{standing.granted} groups in flight, {standing.ready} ready and {standing.leased} leased",
+                "resources.fleet.progress_timeout_seconds",
+            )
+
+    def _obey(self, request: RequestedAction | None) -> None:
+        if request is RequestedAction.CANCEL:
+            raise JobCancelled
+        if request is RequestedAction.PAUSE and self.unpaused.is_set() and self.supervisor.manifest is not None:
+            self.unpaused.clear()
+            self.journal.state(JobState.PAUSED)
+        if request is RequestedAction.CONTINUE and not self.unpaused.is_set():
+            self.unpaused.set()
+            self.journal.state(JobState.RUNNING)
+
+    async def _sampler_died(self, name: str) -> None:
+        await self.intake.sampler_died(name, self.version)
+
+    def _tell_progress(self, standing: Standing, counts: LedgerCounts) -> None:
+        size = self.spec.schedule.prompts_per_round
+        learning = standing.leased > 0 or standing.ready >= size
+        written = min(1.0, (standing.ready + standing.leased) / size)
+        share = 0.6 * written + 0.4 * min(1.0, standing.leased / size)
+        stage = ("learning" if learning else "sampling") if self.intake.in_rounds else "sampling and learning"
+        self.journal.progress((self.version + share) / self.spec.schedule.rounds, stage)
+
+    def _say(self, stage: str) -> None:
+        self.journal.progress(self.version / self.spec.schedule.rounds, stage)

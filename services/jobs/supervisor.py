@@ -1,0 +1,255 @@
+"""Keeps the workers alive and the samplers proven: heartbeats, leases, restarts, loads and proofs (rules 4, 9 and 10).
+
+Only the supervisor restarts a worker. Whoever needs one that is being restarted waits for ``ready``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from learner import canary
+from learner.records import VersionManifest
+from services.jobs.crew import Crew, Member
+from services.jobs.errors import JobFailure
+from services.jobs.journal import Journal
+from services.jobs.spec import JobSpec
+from workers import cluster
+from workers.cluster import Link
+from workers.errors import CallTimeout, WorkerDied, WorkerError, WorkerUnavailable
+from workers.fleet import Action, Fleet
+from workers.cluster import Link
+from workers.messages import LoadProof, SamplerStatus
+
+PING_TIMEOUT_SECONDS = 20.0
+"""A worker may be busy starting threads or reading files; one that is silent longer than its lease is taken for dead."""
+
+NOISE_PER_TOKEN = {"float32": 2e-5, "bfloat16": 5e-2, "float16": 1e-2}
+"""What two implementations of one model differ by, in nats a token, by type of the weights."""
+
+
+class Supervisor:
+    """The watch over one job's workers.
+
+    Args:
+        crew: the workers.
+        fleet: the samplers' states.
+        journal: where deaths, proofs and fences are told.
+        spec: the job.
+        manifest: gives the manifest of the newest version.
+        sampler_died: called with a sampler's name when its work must go to others.
+    """
+
+    def __init__(
+        self,
+        crew: Crew,
+        fleet: Fleet,
+        journal: Journal,
+        spec: JobSpec,
+        sampler_died: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self.crew, self.fleet, self.journal, self.spec = crew, fleet, journal, spec
+        self.sampler_died = sampler_died
+        self.manifest: VersionManifest | None = None
+        self.restarts: Counter[str] = Counter()
+        self.silent_since: dict[str, float] = {}
+        self.up = {member.name: asyncio.Event() for member in crew.members}
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        dtype = spec.policy.dtype
+        on_cpu = spec.resources.sampler.gpus == 0
+        self.noise = NOISE_PER_TOKEN[("float32" if on_cpu else "bfloat16") if dtype == "auto" else dtype]
+
+    async def start(self) -> None:
+        """Bring every worker up: the data first, then the engines side by side."""
+        data = (self.crew.queue, self.crew.versions)
+        for member in data:
+            self.crew.spawn(member)
+            await self._start(member)
+        engines = [member for member in self.crew.members if member not in data]
+        for member in engines:
+            self.crew.spawn(member)
+        await asyncio.gather(*(self._start(member) for member in engines))
+
+    async def ready(self, name: str) -> Link:
+        """The worker, once it is up.
+
+        Raises:
+            JobFailure: it does not come up.
+        """
+        member = self.crew.member(name)
+        try:
+            await asyncio.wait_for(self.up[name].wait(), member.start_timeout_seconds)
+        except TimeoutError as error:
+            raise JobFailure(
+                "worker_start_timeout", f"{name} did not come up within {member.start_timeout_seconds:g} s; see its log"
+            ) from error
+        return member.link
+
+    async def look(self) -> list[SamplerStatus]:
+        """One heartbeat: renew every lease, restart the dead, and return the samplers' statuses."""
+        lease = self.spec.resources.fleet.lease_seconds
+        watched = [member for member in self.crew.members if self.up[member.name].is_set()]
+        results = await asyncio.gather(*(self._beat(member, lease) for member in watched))
+        return [status for status in results if status is not None]
+
+    def sync(self) -> None:
+        """Have every sampler that lacks the newest version load and prove it, while it goes on writing (rule 6)."""
+        if self.manifest is None:
+            return
+        for name in self.fleet.to_load(self.manifest.version):
+            if self.up[name].is_set():
+                self.fleet.loading(name, self.manifest.version)
+                self._background(self._load(name, self.manifest))
+
+    async def stop(self) -> None:
+        """End the workers: ask, wait a little, then kill."""
+        for task in self.tasks:
+            task.cancel()
+        limit = self.spec.resources.fleet.shutdown_timeout_seconds
+        running = [member for member in self.crew.members if self.up[member.name].is_set()]
+        await asyncio.gather(
+            *(member.link.call("stop", timeout_seconds=limit) for member in running), return_exceptions=True
+        )
+        self.crew.dismiss()
+
+    # ---- heartbeats ---------------------------------------------------------------------------------------------
+
+    async def _beat(self, member: Member, lease: float) -> SamplerStatus | None:
+        try:
+            await member.link.call("renew_lease", lease, timeout_seconds=PING_TIMEOUT_SECONDS)
+            self.silent_since.pop(member.name, None)
+            if member.role == "sampler":
+                status: SamplerStatus = await member.link.call("status", timeout_seconds=PING_TIMEOUT_SECONDS)
+                return status
+        except WorkerDied as error:
+            await self._died(member, str(error))
+        except (WorkerUnavailable, CallTimeout) as error:
+            if cluster.find(member.name) is None:
+                await self._died(member, "nobody has its name")
+                return None
+            now = time.monotonic()
+            silent = now - self.silent_since.setdefault(member.name, now)
+            if silent > lease:
+                await self._died(member, f"silent for {silent:.0f} s: {error}")
+        return None
+
+    async def _died(self, member: Member, reason: str) -> None:
+        if not self.up[member.name].is_set():
+            return
+        self.up[member.name].clear()
+        self.journal.event("worker_died", f"{member.name} died: {reason}", worker=member.name, role=member.role)
+        if member.role == "sampler":
+            action = self.fleet.died(member.name)
+            if action is Action.GIVE_UP and not self.fleet.alive():
+                self.fail(JobFailure("no_samplers", f"the last sampler, {member.name}, is gone: {reason}"))
+            if action is Action.GIVE_UP:
+                return
+        else:
+            self.restarts[member.name] += 1
+            if self.restarts[member.name] > self.spec.resources.fleet.max_worker_restarts:
+                self.fail(
+                    JobFailure(
+                        "worker_restarts",
+                        f"{member.name} died {self.restarts[member.name]} times, more than "
+                        f"resources.fleet.max_worker_restarts: {self.spec.resources.fleet.max_worker_restarts}; last: {reason}",
+                        "resources.fleet.max_worker_restarts",
+                    )
+                )
+                return
+        self._background(self._restart(member))
+
+    async def _restart(self, member: Member) -> None:
+        self.crew.dismiss_one(member)
+        self.crew.spawn(member)
+        if member.role == "sampler":
+            await self.sampler_died(member.name)
+        try:
+            await self._start(member)
+        except (WorkerError, CallTimeout) as error:
+            self.up[member.name].set()  # so that its second death is seen as one
+            await self._died(member, str(error))
+            return
+        self.journal.event("worker_restarted", f"{member.name} is up again", worker=member.name, role=member.role)
+
+    async def _start(self, member: Member) -> None:
+        await member.link.call(
+            "start", timeout_seconds=member.start_timeout_seconds + PING_TIMEOUT_SECONDS, setting=f"{member.name}.start"
+        )
+        if member.role == "sampler":
+            self.fleet.started(member.name)
+        self.up[member.name].set()
+
+    # ---- proofs -------------------------------------------------------------------------------------------------
+
+    async def _load(self, name: str, manifest: VersionManifest) -> None:
+        version = manifest.version
+        try:
+            proof: LoadProof = await self.crew.member(name).link.call("load", version)
+        except (WorkerDied, WorkerUnavailable, CallTimeout) as error:
+            self.journal.log.warning("%s did not load version %d: %s", name, version, error)
+            self.fleet.samplers[name].loading = None  # the heartbeat finds out whether it lives
+            return
+        except Exception as error:  # wrong bytes, a refused adapter: whatever it is, this version is not proved
+            await self._unproved(name, manifest, f"{type(error).__name__}: {error}", {})
+            return
+        if proof.digest != manifest.digest:
+            reason = f"it loaded an adapter with digest {proof.digest}, the manifest says {manifest.digest}"
+            await self._unproved(name, manifest, reason, {})
+            return
+        verdict = canary.judge(manifest, proof.measured, self.noise)
+        if verdict.outcome is canary.CanaryOutcome.FAILED:
+            await self._unproved(name, manifest, verdict.reason, verdict.as_metrics())
+            return
+        certain = verdict.outcome is canary.CanaryOutcome.PASSED
+        if not certain and self.spec.resources.fleet.canary_on_cannot_tell == "stop":
+            self.fail(
+                JobFailure("canary_cannot_tell", verdict.reason, "resources.fleet.canary_on_cannot_tell")
+            )
+            return
+        self.fleet.proved(name, version, certain=certain)
+        self.journal.event(
+            "version_proved",
+            f"{name} proved version {version}" if certain else f"{name} has version {version} by digest; {verdict.reason}",
+            sampler=name,
+            version=version,
+            digest=proof.digest,
+            canary=verdict.outcome,
+            seconds=round(proof.seconds, 4),
+            **verdict.as_metrics(),
+        )
+
+    async def _unproved(self, name: str, manifest: VersionManifest, reason: str, numbers: dict[str, float]) -> None:
+        action = self.fleet.failed_proof(name)
+        message = f"{name} could not prove version {manifest.version}: {reason}"
+        self.journal.event("proof_failed", message, sampler=name, version=manifest.version, action=action, **numbers)
+        if action is Action.RELOAD:
+            await self.crew.member(name).link.call("forget", manifest.version)
+            return
+        await self.crew.member(name).link.call("abandon")
+        self.up[name].clear()
+        self.crew.dismiss_one(self.crew.member(name))
+        self.journal.event("sampler_fenced", f"{name} is fenced: {reason}", sampler=name, version=manifest.version)
+        if action is Action.STOP:
+            self.fail(JobFailure("version_not_proved", message))
+        else:
+            await self.sampler_died(name)
+
+    # ---- tasks --------------------------------------------------------------------------------------------------
+
+    def fail(self, failure: JobFailure) -> None:
+        """End the job with this failure; the first one counts."""
+        if not self.failure.done():
+            self.failure.set_exception(failure)
+
+    def _background(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None and not self.failure.done():
+            self.failure.set_exception(task.exception())  # type: ignore[arg-type]

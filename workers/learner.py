@@ -1,0 +1,190 @@
+"""The learner's Ray actor: leases optimizer batches from the replay queue, steps, and publishes versions.
+
+Publishing is the checkpoint (rule 11): the version's files are in the store first, then one transaction of the queue consumes the groups
+that made it. That commit is what makes a version exist; a version in the store without it is a leftover of a crash and is discarded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from learner.config import TrainerConfig
+from learner.digests import sha256
+from learner.records import FileEntry, Module, Record, ScoredGroup, VersionManifest
+from workers import logs, process_tree
+from workers.cluster import LeasedWorker, Link
+
+if TYPE_CHECKING:
+    from learner.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class LearnerSetup:
+    """What the learner needs to know.
+
+    Attributes:
+        queue: name of the replay queue's actor.
+        versions: name of the version store's actor.
+        canary_prompts: token ids of texts that version 0's canary is measured on.
+    """
+
+    name: str
+    job_id: str
+    logs: Path
+    trainer: TrainerConfig
+    queue: str
+    versions: str
+    canary_prompts: tuple[tuple[int, ...], ...]
+    max_staleness: int
+    module: Module = "fast"
+
+
+class LearnerStanding(Record):
+    """Where the learner is: its newest version, and its optimizer steps."""
+
+    version: int
+    learner_step: int
+
+
+class StepResult(Record):
+    """One optimizer step: its groups, and its metrics under stable names."""
+
+    groups: int
+    learner_step: int
+    metrics: dict[str, float]
+
+
+class LearnerWorker(LeasedWorker):
+    """One learner rank in an actor of its own. The controller says when; the groups come straight from the queue."""
+
+    def __init__(self, setup: LearnerSetup, lease_seconds: float) -> None:
+        process_tree.guard()
+        super().__init__(lease_seconds)
+        self.log = logs.write_to(setup.logs, setup.name)
+        self.setup = setup
+        self.queue = Link(setup.queue)
+        self.store = Link(setup.versions)
+        self.trainer: Trainer | None = None
+        self.version = -1
+        self.published: VersionManifest | None = None
+
+    async def start(self) -> LearnerStanding:
+        """Load the policy and go back to the newest committed version, or publish version 0."""
+        self.trainer = await asyncio.to_thread(self._build)
+        committed: int | None = await self.queue.call("committed_version")
+        await self.store.call("discard_after", self.setup.module, -1 if committed is None else committed)
+        await self.queue.call("release")
+        if committed is None:
+            self.trainer.add_canary_candidates(self.setup.canary_prompts)
+            await self.publish(0)
+        else:
+            self.published = await self.store.call("manifest", self.setup.module, committed)
+            files = await self.store.call("files", self.setup.module, committed)
+            await asyncio.to_thread(self.trainer.restore, files)
+            self.version = committed
+        return self._standing()
+
+    async def newest(self) -> VersionManifest:
+        """The manifest of the version that it stands at."""
+        if self.published is None:
+            raise RuntimeError(f"{self.setup.name} was asked for its version before it had started")
+        return self.published
+
+    async def begin_version(self, round: int, version: int) -> LearnerStanding:
+        """Learn from here on towards the version after ``version``, with the policy as it stands as the reference `round`."""
+        if version != self.version:
+            raise RuntimeError(f"{self.setup.name} stands at version {self.version}, and cannot go on from {version}")
+        await asyncio.to_thread(self._ready().begin_version, round, version)
+        return self._standing()
+
+    async def step(
+        self, count: int, *, minimum: int | None, pass_number: int, round: int | None
+    ) -> StepResult | None:
+        """One optimizer step on ``count`` groups, or on at least ``minimum``; None when the queue has no such batch now."""
+        began = time.monotonic()
+        groups: list[ScoredGroup] = await self.queue.call(
+            "lease",
+            count=count,
+            newest_version=self.version,
+            max_staleness=self.setup.max_staleness,
+            pass_number=pass_number,
+            round=round,
+            minimum=minimum,
+        )
+        if not groups:
+            return None
+        leased = time.monotonic()
+        report = await asyncio.to_thread(self._ready().step, groups, self.version)
+        staleness = [self.version - group.version for group in groups]
+        return StepResult(
+            groups=len(groups),
+            learner_step=report.learner_step,
+            metrics={
+                **report.metrics,
+                "pairs": float(report.pairs),
+                "staleness_mean": float(np.mean(staleness)),
+                "staleness_max": float(np.max(staleness)),
+                "lease_seconds": leased - began,
+                "step_seconds": time.monotonic() - leased,
+            },
+        )
+
+    async def publish(self, version: int) -> VersionManifest:
+        """Write the policy as it stands as ``version``, then commit. Calling it again for the version that it stands at changes nothing."""
+        if version == self.version and self.published is not None:
+            return self.published
+        if version != self.version + 1:
+            raise RuntimeError(f"{self.setup.name} stands at version {self.version}, and cannot publish {version}")
+        snapshot = await asyncio.to_thread(self._ready().snapshot, version)
+        manifest = VersionManifest(
+            job_id=self.setup.job_id,
+            module=self.setup.module,
+            version=version,
+            learner_step=snapshot.learner_step,
+            digest=snapshot.digest,
+            files={name: _entry(data) for name, data in sorted(snapshot.files.items())},
+            base_model=self.setup.trainer.policy.model,
+            rank=snapshot.rank,
+            canary=snapshot.canary,
+            created_at=datetime.now(UTC),
+        )
+        await self.store.call("publish", manifest, snapshot.files)
+        await self.queue.call("commit", version, snapshot.learner_step)
+        self.version, self.published = version, manifest
+        return manifest
+
+    async def stop(self) -> None:
+        """Nothing to close: everything worth keeping was published."""
+
+    def _build(self) -> Trainer:
+        from learner.trainer import Trainer
+
+        return Trainer(self.setup.trainer, self._fetch_adapter)
+
+    def _fetch_adapter(self, version: int) -> Mapping[str, bytes]:
+        return self.store.call_blocking("adapter_files", self.setup.module, version)
+
+    def _ready(self) -> Trainer:
+        if self.trainer is None:
+            raise RuntimeError(f"{self.setup.name} was asked to learn before it had started")
+        return self.trainer
+
+    def _standing(self) -> LearnerStanding:
+        return LearnerStanding(version=self.version, learner_step=self._ready().learner_step)
+
+
+def _entry(data: bytes) -> FileEntry:
+    return FileEntry(sha256=sha256(data), bytes=len(data))
+
+
+def prompts_for_canary(prompts: Sequence[Sequence[int]], count: int = 8) -> tuple[tuple[int, ...], ...]:
+    """The first prompts long enough to measure, as version 0's canary texts."""
+    return tuple(tuple(prompt) for prompt in prompts if len(prompt) >= 2)[:count]

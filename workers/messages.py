@@ -1,0 +1,113 @@
+"""What workers tell each other and the controller. Plain records: no engine, no ray."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from learner.records import Answer, Prompt, Record, Stage
+
+
+class LoadProof(Record):
+    """What a sampler shows after loading a version (rule 4).
+
+    ``digest`` is of the bytes that the loading process itself read; ``measured`` are the log-probabilities that its engine gives the
+    manifest's canary texts under this version: one list per text, one entry per token from the second on, in nats.
+    """
+
+    sampler: str
+    version: int
+    digest: str
+    measured: tuple[tuple[float, ...], ...]
+    seconds: float
+
+
+class GroupFailure(Record):
+    """A group that a sampler could not write or hand on, and why."""
+
+    group_id: str
+    attempt: int
+    stage: Stage
+    reason: str
+
+
+class SamplerStatus(Record):
+    """A sampler at one moment. Failures are repeated until they are acknowledged."""
+
+    sampler: str
+    in_flight: tuple[str, ...] = Field(description="group ids that it writes, or that the scorer has not stored yet")
+    failures: tuple[GroupFailure, ...]
+    metrics: dict[str, float]
+
+
+class EvaluationItem(Record):
+    """A held-out prompt to answer once, with its seed."""
+
+    prompt: Prompt
+    prompt_token_ids: tuple[int, ...]
+    seed: int
+
+
+class EvaluationAnswer(Record):
+    """An answer to a held-out prompt, with the log-probabilities that version 0 gives its tokens, for the KL (nats)."""
+
+    prompt: Prompt
+    answer: Answer
+    reference_logprobs: tuple[float, ...]
+
+
+class JudgedWinRate(Record):
+    """A win rate with its 95 % interval; ties counted one half."""
+
+    mean: float
+    low: float
+    high: float
+    tie_rate: float
+    count: int
+
+
+class Example(Record):
+    """One held-out prompt with version 0's answer and the evaluated version's."""
+
+    prompt: Prompt
+    before: str
+    after: str
+
+
+class EvaluationResult(Record):
+    """One version against version 0 on held-out prompts.
+
+    ``judge`` is the training scorer, ``gold`` the independent one. ``kl_nats`` is the mean over answers of the k3 estimate of
+    KL(version || version 0), summed over tokens; ``kl_k1_nats`` the mean log-ratio on the same answers.
+    """
+
+    version: int
+    judge: JudgedWinRate
+    gold: JudgedWinRate | None
+    kl_nats: float
+    kl_k1_nats: float
+    answer_length_tokens: float
+    truncated_share: float
+    seconds: float
+    examples: tuple[Example, ...]
+
+    def as_metrics(self) -> dict[str, float]:
+        """The result under stable metric names."""
+        metrics = {
+            "win_rate": self.judge.mean,
+            "win_rate_low": self.judge.low,
+            "win_rate_high": self.judge.high,
+            "tie_rate": self.judge.tie_rate,
+            "kl_nats": self.kl_nats,
+            "kl_k1_nats": self.kl_k1_nats,
+            "answer_length_tokens": self.answer_length_tokens,
+            "truncated_share": self.truncated_share,
+            "evaluation_seconds": self.seconds,
+        }
+        if self.gold is not None:
+            metrics |= {
+                "gold_win_rate": self.gold.mean,
+                "gold_win_rate_low": self.gold.low,
+                "gold_win_rate_high": self.gold.high,
+                "gold_tie_rate": self.gold.tie_rate,
+            }
+        return metrics
