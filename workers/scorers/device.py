@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 
@@ -19,4 +19,4 @@ def resolve_device(device: Literal["auto", "cpu", "cuda"], *, field: str) -> Lit
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError(f"{field}: cuda, but this machine has no usable GPU; set it to auto or cpu")
-    return cast(Literal["cpu", "cuda"], device)
+    return device

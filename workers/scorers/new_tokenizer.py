@@ -41,7 +41,9 @@ def adopt_tokenizer(folder: str) -> PreTrainedTokenizerFast:
     """
     path = Path(folder).expanduser() / "tokenizer.json"
     if not path.is_file():
-        raise InputError(f"tokenizer: {folder} has no tokenizer.json; give a folder that has one, or none to train a tokenizer")
+        raise InputError(
+            f"tokenizer: {folder} has no tokenizer.json; give a folder that has one, or none to train a tokenizer"
+        )
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for a bad file

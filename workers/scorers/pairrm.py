@@ -44,7 +44,11 @@ class PairRMPreferenceScorer:
     def score(self, comparisons: Sequence[Comparison]) -> list[ScoreResult]:
         """Ordered logits of every comparison, ``K (K - 1)`` pairs each; pairs of equal texts are computed once."""
         return score_pairs(
-            self._model, self._tokenizer, comparisons, batch_tokens=self._batch_tokens, without_thinking=self._strip_thinking
+            self._model,
+            self._tokenizer,
+            comparisons,
+            batch_tokens=self._batch_tokens,
+            without_thinking=self._strip_thinking,
         )
 
 
@@ -94,7 +98,9 @@ def score_pairs(
     return results
 
 
-def _logits(model: Any, pairs: list[PairTokens], pad_id: int, batch_tokens: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _logits(
+    model: Any, pairs: list[PairTokens], pad_id: int, batch_tokens: int
+) -> np.ndarray[Any, np.dtype[np.float32]]:
     logits = np.zeros(len(pairs), dtype=np.float32)
     with torch.inference_mode():
         for batch in plan_batches([len(pair.ids) for pair in pairs], batch_tokens):

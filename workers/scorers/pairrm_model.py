@@ -178,7 +178,9 @@ def _read_weights(files: list[Path]) -> dict[str, Tensor]:
             # weights_only: a pickle that holds anything but tensors is refused (rule 16).
             state.update(torch.load(file, map_location="cpu", weights_only=True))
     return {
-        name.removeprefix("module."): tensor for name, tensor in state.items() if not name.endswith("embeddings.position_ids")
+        name.removeprefix("module."): tensor
+        for name, tensor in state.items()
+        if not name.endswith("embeddings.position_ids")
     }
 
 

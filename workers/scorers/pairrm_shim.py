@@ -11,7 +11,7 @@ import transformers.utils.hub as _hub
 if not hasattr(_hub, "TRANSFORMERS_CACHE"):
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    _hub.TRANSFORMERS_CACHE = HF_HUB_CACHE  # type: ignore[attr-defined]
+    _hub.TRANSFORMERS_CACHE = HF_HUB_CACHE
 
 from llm_blender.pair_ranker.pairrm import DebertaV2PairRM
 

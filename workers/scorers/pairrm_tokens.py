@@ -104,7 +104,9 @@ class PairTokenizer:
         if not texts:
             return []
         cleaned = [prefix + replace_literals(text, self._literals) for text in texts]
-        ids: list[list[int]] = self.tokenizer(cleaned, add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
+        ids: list[list[int]] = self.tokenizer(cleaned, add_special_tokens=True, truncation=False, verbose=False)[
+            "input_ids"
+        ]
         return ids
 
 

@@ -95,8 +95,12 @@ def _pair(line: str, place: str) -> PreferencePair:
         raise InputError(f"{place}: needs 'response_a', 'response_b' and 'preference_b', or 'chosen' and 'rejected'")
     preference = row["preference_b"]
     if isinstance(preference, bool) or not isinstance(preference, int | float) or not 0 <= preference <= 1:
-        raise InputError(f"{place}: 'preference_b' is {preference!r}; it must be a number from 0 (a is better) to 1 (b is better)")
-    return PreferencePair(prompt, _answer(row, "response_a", place), _answer(row, "response_b", place), float(preference))
+        raise InputError(
+            f"{place}: 'preference_b' is {preference!r}; it must be a number from 0 (a is better) to 1 (b is better)"
+        )
+    return PreferencePair(
+        prompt, _answer(row, "response_a", place), _answer(row, "response_b", place), float(preference)
+    )
 
 
 def _prompt(value: Any, place: str) -> Prompt:
@@ -108,7 +112,11 @@ def _prompt(value: Any, place: str) -> Prompt:
         try:
             return Prompt(id=place, messages=tuple(_message(turn) for turn in value))
         except (ValidationError, KeyError, TypeError) as error:
-            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"needs 'role' and 'content' ({error})"
+            reason = (
+                error.errors()[0]["msg"]
+                if isinstance(error, ValidationError)
+                else f"needs 'role' and 'content' ({error})"
+            )
             raise InputError(f"{place}: 'prompt' is not a chat that ends with a user turn: {reason}") from None
     raise InputError(f"{place}: 'prompt' must be text or a list of chat messages, not {value!r}")
 
@@ -122,7 +130,12 @@ def _message(turn: Any) -> Message:
 
 def _answer(row: dict[str, Any], field: str, place: str) -> str:
     value = row[field]
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict) and value[0].get("role") == "assistant":
+    if (
+        isinstance(value, list)
+        and len(value) == 1
+        and isinstance(value[0], dict)
+        and value[0].get("role") == "assistant"
+    ):
         value = value[0].get("content")
     if not isinstance(value, str):
         raise InputError(f"{place}: {field!r} must be text, or a list of one assistant message, not {value!r:.80}")

@@ -57,7 +57,9 @@ def measure(
     hits = np.where(logit == 0, 0.5, (logit > 0) == (label > 0.5))[decided]
     accuracy, low, high = _wilson(float(hits.sum()), int(decided.sum()))
     table = calibration_table(probability, label, bins)
-    error = sum(b.pairs * abs(b.predicted - b.observed) for b in table if b.predicted is not None and b.observed is not None)
+    error = sum(
+        b.pairs * abs(b.predicted - b.observed) for b in table if b.predicted is not None and b.observed is not None
+    )
     return Quality(
         ties=int((~decided).sum()),
         accuracy=accuracy,
@@ -71,7 +73,9 @@ def measure(
     )
 
 
-def calibration_table(probability: NDArray[np.float64], label: NDArray[np.float64], bins: int) -> tuple[CalibrationBin, ...]:
+def calibration_table(
+    probability: NDArray[np.float64], label: NDArray[np.float64], bins: int
+) -> tuple[CalibrationBin, ...]:
     """Mean prediction and mean label in each of ``bins`` equal bins of [0, 1]; empty bins have neither."""
     index = np.minimum((probability * bins).astype(int), bins - 1)
     rows = []

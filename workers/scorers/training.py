@@ -33,9 +33,27 @@ from workers.scorers.weights import weight_files, weights_digest
 REPORT_FILE = "report.json"
 
 _SIZES: dict[Size, dict[str, int]] = {
-    "tiny": {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 256, "position_buckets": 32},
-    "small": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024, "position_buckets": 64},
-    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "position_buckets": 256},
+    "tiny": {
+        "hidden_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 256,
+        "position_buckets": 32,
+    },
+    "small": {
+        "hidden_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 1024,
+        "position_buckets": 64,
+    },
+    "base": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "position_buckets": 256,
+    },
 }
 _VOCABULARY: dict[Size, int] = {"tiny": 1024, "small": 8192, "base": 32768}
 _LEARNING_RATE: dict[Size, float] = {"tiny": 2e-3, "small": 5e-4, "base": 1e-4}
@@ -114,7 +132,9 @@ def _start(config: TrainScorerConfig, training: Sequence[PreferencePair]) -> tup
     if config.tokenizer is not None:
         tokenizer = adopt_tokenizer(config.tokenizer)
     else:
-        texts = (text for pair in training for text in (pair.prompt.messages[-1].text, pair.response_a, pair.response_b))
+        texts = (
+            text for pair in training for text in (pair.prompt.messages[-1].text, pair.response_a, pair.response_b)
+        )
         tokenizer = train_tokenizer(texts, config.vocabulary or _VOCABULARY[config.size])
     pair_tokenizer = PairTokenizer(tokenizer, **lengths)
     return new_pairrm(pair_tokenizer, dropout=config.dropout, **_SIZES[config.size]), pair_tokenizer
@@ -140,7 +160,9 @@ def _fit(
 ) -> float:
     """Train in place; returns the smoothed loss."""
     peak = config.learning_rate or (_LEARNING_RATE[config.size] if config.start is None else _FINE_TUNING_RATE)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
+    )
     warmup = max(1, round(config.warmup_ratio * config.steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup, (config.steps - step) / max(1, config.steps - warmup + 1))
@@ -191,13 +213,19 @@ class _Draws:
             for start in range(0, len(order), pool):
                 part = sorted(order[start : start + pool], key=lambda index: self._lengths[index])
                 for first in range(0, len(part) - self._size + 1, self._size):
-                    self._waiting.append([(index, self._rng.random() < 0.5) for index in part[first : first + self._size]])
+                    self._waiting.append(
+                        [(index, self._rng.random() < 0.5) for index in part[first : first + self._size]]
+                    )
             self._rng.shuffle(self._waiting)
         return self._waiting.pop()
 
 
 def _test(
-    model: Any, tokenizer: PairTokenizer, held_out: Sequence[PreferencePair], config: TrainScorerConfig, report: Progress
+    model: Any,
+    tokenizer: PairTokenizer,
+    held_out: Sequence[PreferencePair],
+    config: TrainScorerConfig,
+    report: Progress,
 ) -> tuple[list[float], list[float], int]:
     """Logits of the held-out pairs in both orders, and how many pairs had to be cut."""
     forward: list[float] = []
