@@ -350,7 +350,7 @@ def _translated(error: Exception, timeout_seconds: float, setting: str) -> Excep
             if isinstance(cause, ray_errors.RayError):
                 return _translated(cause, timeout_seconds, setting)
             if isinstance(cause, Exception):
-                cause.add_note(f"raised in a worker:\n{error.traceback_str}")
+                cause.add_note(f"raised in a worker:\n{error}")
                 return cause
             return WorkerError(str(error))
         case (

@@ -132,11 +132,10 @@ class ReplayLedger(LedgerView):
             InputError: a group alone is larger than ``max_bytes``. Nothing of the call is stored.
             LedgerError: a group was never admitted, or comes with another round or index. Nothing of the call is stored.
         """
-        bodies = [pack(group) for group, _ in items]
-        now, results = self._clock(), []
+        now, results = self._clock(), list[PutResult]()
         with self._write() as db:
             groups, size = self._held
-            for (group, skip), body in zip(items, bodies, strict=True):
+            for group, skip in items:
                 row = db.execute("SELECT * FROM groups WHERE group_id = ?", (group.group_id,)).fetchone()
                 if row is None:
                     raise LedgerError(f"{group.group_id} was put but never admitted")
@@ -145,13 +144,17 @@ class ReplayLedger(LedgerView):
                     db.execute("UPDATE groups SET duplicates = duplicates + 1 WHERE id = ?", (row["id"],))
                     results.append(PutResult.DUPLICATE)
                     continue
+                if skip is None and groups + 1 > self.max_groups:
+                    results.append(PutResult.FULL)
+                    continue
+                body = pack(group)
                 if skip is None:
                     if len(body) > self.max_bytes:
                         raise InputError(
                             f"{group.group_id} has {len(body)} bytes, more than resources.queue.max_bytes {self.max_bytes} "
                             "could ever hold; raise it"
                         )
-                    if groups + 1 > self.max_groups or size + len(body) > self.max_bytes:
+                    if size + len(body) > self.max_bytes:
                         results.append(PutResult.FULL)
                         continue
                     groups, size = groups + 1, size + len(body)

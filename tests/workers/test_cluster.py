@@ -1,0 +1,233 @@
+"""Ray, spoken to through our own words. One real local Ray for the whole file."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from learner.errors import InputError
+from workers import cluster, process_tree
+from workers.capacity import Demand, Node, check_capacity
+from workers.cluster import CallTimeout, LeasedWorker, Link, WorkerDied, WorkerUnavailable
+
+SECONDS = 60.0
+
+
+class Echo(LeasedWorker):
+    """Async, like most workers."""
+
+    def __init__(self, lease_seconds: float) -> None:
+        process_tree.guard()
+        super().__init__(lease_seconds)
+        self.children: list[subprocess.Popen[bytes]] = []
+
+    async def echo(self, value: object) -> object:
+        return value
+
+    async def environment(self, name: str) -> str | None:
+        return os.environ.get(name)
+
+    async def refuse(self) -> None:
+        raise InputError("no")
+
+    async def expire(self) -> None:
+        raise TimeoutError("inner")
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def block(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    async def have_child(self) -> int:
+        self.children.append(subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"]))
+        return self.children[-1].pid
+
+    async def ask(self, name: str, value: object) -> object:
+        return await Link(name).call("echo", value)
+
+
+class Plain(LeasedWorker):
+    """A class without async methods."""
+
+    def block(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers import the classes of this file by name
+        cluster.connect(None, cpus=2, home=tmp_path_factory.mktemp("home"))
+        yield
+        cluster.disconnect()
+
+
+def start(name: str, actor_class: type = Echo, lease_seconds: float = 300.0, **options: Any) -> Any:
+    return cluster.spawn(actor_class, name, cpus=0.1, args=(lease_seconds,), **options)
+
+
+def answer(ref: Any) -> Any:
+    return cluster.call(ref, SECONDS, "tests.timeout")
+
+
+def alive(pid: int) -> bool:
+    return process_tree._alive(pid)
+
+
+def until(condition: Any, seconds: float) -> bool:
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit and not condition():
+        time.sleep(0.05)
+    return bool(condition())
+
+
+@pytest.mark.slow
+def test_workers_are_found_by_name_after_their_handles_are_lost(ray_cluster: None) -> None:
+    handle = start("found", threads=3, env={"EXTRA": "x"})
+    pid = answer(handle.ping.remote()).pid
+    assert answer(handle.environment.remote("OMP_NUM_THREADS")) == "3"
+    assert answer(handle.environment.remote("EXTRA")) == "x"
+    del handle
+    time.sleep(0.5)
+    again = cluster.find("found")
+    assert again is not None and answer(again.ping.remote()).pid == pid
+    assert answer(start("found").ping.remote()).pid == pid  # adopted, not started twice
+    cluster.kill("found")
+    assert cluster.find("found") is None
+    cluster.kill("found")
+    fresh = start("found")
+    assert answer(fresh.ping.remote()).pid != pid
+    cluster.kill("found")
+
+
+@pytest.mark.slow
+def test_sigkill_raises_worker_died_and_a_link_finds_the_successor(ray_cluster: None) -> None:
+    handle = start("victim")
+    link = Link("victim")
+    assert link.call_blocking("echo", 1) == 1
+    pid, child = answer(handle.ping.remote()).pid, answer(handle.have_child.remote())
+    waiting = handle.sleep.remote(600)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(WorkerDied):
+        answer(waiting)
+    with pytest.raises(WorkerDied):
+        link.call_blocking("echo", 2)
+    assert until(lambda: not alive(child), 5)
+    assert until(lambda: cluster.find("victim") is None, 30)
+    with pytest.raises(WorkerUnavailable, match="victim"):
+        link.call_blocking("echo", 3)
+    start("victim")
+    assert link.call_blocking("echo", 4) == 4
+    cluster.kill("victim")
+
+
+@pytest.mark.slow
+def test_a_worker_ends_when_its_lease_lapses_and_lives_while_it_is_renewed(ray_cluster: None) -> None:
+    handle = start("leased", lease_seconds=600)
+    pulse = answer(handle.ping.remote())
+    assert 500 < pulse.lease_left_seconds <= 600
+    cluster.kill("leased")
+    brief = start("brief", lease_seconds=4.0)
+    child, pid = answer(brief.have_child.remote()), answer(brief.ping.remote()).pid
+    for _ in range(12):
+        time.sleep(0.5)
+        answer(brief.renew_lease.remote(4.0))
+    assert alive(pid)
+    assert until(lambda: not alive(pid) and not alive(child), 10)
+    with pytest.raises(WorkerDied):
+        answer(brief.ping.remote())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("actor_class", [Echo, Plain])
+def test_a_busy_worker_still_answers_pings(ray_cluster: None, actor_class: type) -> None:
+    name = f"busy-{actor_class.__name__.lower()}"
+    handle = start(name, actor_class)
+    answer(handle.ping.remote())
+    busy = handle.block.remote(5)
+    time.sleep(0.5)
+    began = time.monotonic()
+    answer(handle.renew_lease.remote(100))
+    assert time.monotonic() - began < 3
+    answer(busy)
+    cluster.kill(name)
+
+
+@pytest.mark.slow
+def test_errors_come_back_as_what_they_were(ray_cluster: None) -> None:
+    handle = start("honest")
+    with pytest.raises(InputError) as refusal:
+        answer(handle.refuse.remote())
+    assert str(refusal.value) == "no" and "in refuse" in refusal.value.__notes__[0]
+    with pytest.raises(TimeoutError, match="inner") as inner:
+        answer(handle.expire.remote())
+    assert not isinstance(inner.value, CallTimeout)
+    with pytest.raises(CallTimeout, match=r"0\.2 s.*tests\.patience"):
+        cluster.call(handle.sleep.remote(600), 0.2, "tests.patience")
+
+    async def wait() -> None:
+        with pytest.raises(CallTimeout, match=r"tests\.patience"):
+            await cluster.call_async(handle.sleep.remote(600), 0.2, "tests.patience")
+        with pytest.raises(TimeoutError, match="inner"):
+            await Link("honest").call("expire")
+        assert await Link("honest").call("echo", {"a": b"bytes"}) == {"a": b"bytes"}
+
+    asyncio.run(wait())
+    start("other")
+    assert Link("honest").call_blocking("ask", "other", 7) == 7  # worker to worker
+    cluster.kill("honest")
+    cluster.kill("other")
+
+
+@pytest.mark.slow
+def test_the_cluster_says_what_it_has(ray_cluster: None) -> None:
+    assert cluster.nodes() == [Node(cpus=2.0, gpus=0.0)]
+    data = start("data", with_data=True)
+    answer(data.ping.remote())
+    cluster.kill("data")
+
+
+def test_a_call_timeout_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cluster.CALL_TIMEOUT_VARIABLE, "soon")
+    with pytest.raises(InputError, match="SPARRING_CALL_TIMEOUT_SECONDS: 'soon'"):
+        cluster._patience(None, None)
+
+
+def test_ray_keeps_its_session_where_the_path_is_short_enough(tmp_path: Path) -> None:
+    deep = tmp_path / ("deep" * 20)
+    assert len(str(cluster._temp_dir(deep))) <= cluster.LONGEST_TEMP_DIR
+
+
+def test_demands_that_fit_are_accepted() -> None:
+    demands = [
+        Demand("resources.sampler", 0.6),
+        Demand("resources.learner", 0.5),
+        Demand("resources.scorer", 0.3, count=3),
+    ]
+    check_capacity(demands, [Node(2.0)])
+
+
+@pytest.mark.parametrize(
+    ("demands", "cluster_nodes", "words"),
+    [
+        ([Demand("resources.sampler", 1.0, count=2), Demand("resources.learner", 0.5)], [Node(2.0)], "2.5 cpus.*has 2: resources.sampler.cpus 1 x 2, resources.learner.cpus 0.5"),
+        ([Demand("resources.learner", 1.0, gpus=1.0)], [Node(8.0)], "1 gpus.*has 0: resources.learner.gpus 1"),
+        ([Demand("resources.sampler", 3.0)], [Node(2.0), Node(2.0)], "resources.sampler: one worker asks for 3 cpus"),
+        ([Demand("resources.sampler", 1.0)], [], "no machines"),
+    ],
+)  # fmt: skip
+def test_demands_that_do_not_fit_are_refused_by_name(
+    demands: list[Demand], cluster_nodes: list[Node], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        check_capacity(demands, cluster_nodes)
