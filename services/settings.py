@@ -37,6 +37,10 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=4 << 20, ge=1024, description="Largest body of a request.")
     start_timeout_seconds: float = Field(default=300, gt=0, description="Longest wait for a job's controller to start.")
 
+    worker_extension: str | None = Field(
+        default=None, description="vLLM's worker extension, where the operator replaces Sparring's own."
+    )
+
     @field_validator("home")
     @classmethod
     def _home_is_absolute(cls, value: Path) -> Path:

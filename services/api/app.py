@@ -18,9 +18,10 @@ from services.api.routes import files, health, history, jobs, samples, versions
 from services.api.telemetry import JobCollector, RequestTelemetry
 from services.jobs.dispatcher import Dispatcher
 from services.jobs.load import parse_job
-from services.jobs.paths import resolve_paths
+from services.jobs.machine import Machine
 from services.jobs.spec import JobSpec
 from services.jobs.store import JobStore
+from services.jobs.validate import validate_job
 from services.settings import Settings
 
 Admit = Callable[[Mapping[str, Any]], JobSpec]
@@ -72,12 +73,9 @@ def admission(settings: Settings) -> Admit:
     """How a job that comes over REST is checked: its keys, its paths (inside the configured roots), and its parts together."""
 
     def admit(data: Mapping[str, Any]) -> JobSpec:
-        from services.jobs.validate import validate_job
-
-        base = Path.cwd()
-        spec = resolve_paths(parse_job(data), base, settings.readable_roots)
-        validate_job(spec, base)
-        return spec
+        machine = Machine.here() if settings.ray_address is None else None
+        spec = parse_job(data)
+        return validate_job(spec, Path.cwd(), allowed_roots=settings.readable_roots, machine=machine).spec
 
     return admit
 

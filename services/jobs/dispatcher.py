@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from typing import Protocol
 
 from services.jobs.records import JobError, JobRecord
 from services.jobs.state import ACTIVE, JobState, RequestedAction, StateConflict
 from services.jobs.store import JobStore
+
+MISSES = 3
+"""Looks in a row at which a controller must be gone: a busy machine can make a living one late to answer."""
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +28,9 @@ class Launcher(Protocol):
 
     def alive(self, job_id: str) -> bool:
         """Whether the job's controller lives."""
+
+    def wait_gone(self, job_id: str) -> None:
+        """Wait until the controller of a job that has ended is gone, its workers before it; end it when it is not."""
 
     def close(self) -> None:
         """Leave. Where this process started Ray: end controllers first, then their workers, then Ray."""
@@ -60,15 +67,16 @@ class Dispatcher:
         self._requeue_on_stop = requeue_on_stop
         self._poll_seconds = poll_seconds
         self._problem: Exception | None = None
+        self._misses: Counter[str] = Counter()
+        self._started: set[str] = set()
 
     def tick(self) -> None:
-        """One look: put back or fail what died, then start what fits."""
-        running = 0
-        for job in self._active():
-            if self._launcher.alive(job.id):
-                running += 1
-            else:
-                self._lost(job.id)
+        """One look: see off what has ended, put back or fail what died, then start what fits."""
+        active = self._active()
+        for job_id in self._started - {job.id for job in active}:
+            self._launcher.wait_gone(job_id)  # its share of the machine is free only then
+            self._started.discard(job_id)
+        running = sum(self._lives(job.id) for job in active)
         while running < self._max_running and (queued := self._store.next_queued()) is not None:
             running += self._start(queued)
 
@@ -102,6 +110,19 @@ class Dispatcher:
     def _active(self) -> list[JobRecord]:
         return list(self._store.list(states=ACTIVE, runner="service", limit=10_000))
 
+    def _lives(self, job_id: str) -> bool:
+        if self._launcher.alive(job_id):
+            self._misses.pop(job_id, None)
+            self._started.add(job_id)  # also one that an earlier service started
+            return True
+        self._misses[job_id] += 1
+        if self._misses[job_id] < MISSES:
+            return True
+        self._misses.pop(job_id)
+        self._started.discard(job_id)
+        self._lost(job_id)
+        return False
+
     def _start(self, job: JobRecord) -> bool:
         try:
             self._store.transition(job.id, JobState.VALIDATING)
@@ -114,6 +135,7 @@ class Dispatcher:
             message = f"the job's controller did not start: {error}"
             self._end(job.id, JobState.FAILED, JobError(code="launch_failed", message=message))
             return False
+        self._started.add(job.id)
         return True
 
     def _lost(self, job_id: str) -> None:
