@@ -14,8 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from learner.config import TrainerConfig
 from learner.digests import sha256
 from learner.records import FileEntry, Module, Record, ScoredGroup, VersionManifest
@@ -123,15 +121,11 @@ class LearnerWorker(LeasedWorker):
             return None
         leased = time.monotonic()
         report = await asyncio.to_thread(self._ready().step, groups, self.version)
-        staleness = [self.version - group.version for group in groups]
         return StepResult(
             groups=len(groups),
             learner_step=report.learner_step,
             metrics={
                 **report.metrics,
-                "pairs": float(report.pairs),
-                "staleness_mean": float(np.mean(staleness)),
-                "staleness_max": float(np.max(staleness)),
                 "lease_seconds": leased - began,
                 "step_seconds": time.monotonic() - leased,
             },

@@ -16,14 +16,14 @@ def run(
 
     from services.cli.local import exit_code, run_here, tell_end
     from services.jobs.load import load_job
-    from services.jobs.paths import resolve_paths
+    from services.jobs.machine import Machine
     from services.jobs.validate import validate_job
     from services.settings import Settings
 
     settings = Settings.load()
-    spec = resolve_paths(load_job(file), file.resolve().parent)
-    validate_job(spec, Path("/"))
+    machine = Machine.here() if settings.ray_address is None else None
+    checked = validate_job(load_job(file), file.resolve().parent, machine=machine)
     console = Console()
-    job = run_here(spec, settings, console)
+    job = run_here(checked.spec, settings, console)
     tell_end(job, settings, console)
     raise typer.Exit(exit_code(job))

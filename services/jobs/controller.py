@@ -84,28 +84,27 @@ class JobController:
         for warning in job.warnings:
             self.journal.event("warning", warning)
         self._check_capacity(spec)
-        assert job.prompts is not None
+        prompts = job.prepared
+        if prompts is None:
+            raise JobFailure("no_prompts", "the prompts could not be rendered; see the warnings", "prompts")
         self.journal.event(
             "prompts",
-            f"{len(job.prompts)} prompts, {job.prompts.skipped} skipped and {job.prompts.truncated} truncated as too long",
-            prompts=len(job.prompts),
-            skipped=job.prompts.skipped,
-            truncated=job.prompts.truncated,
+            f"{len(prompts)} prompts; {prompts.skipped} skipped and {prompts.truncated} truncated as too long",
+            prompts=len(prompts),
+            skipped=prompts.skipped,
+            truncated=prompts.truncated,
         )
-        stream = PromptStream(
-            job.prompts, shuffle=spec.prompts.shuffle, seed=spec.seed, reuse=spec.schedule.reuse_prompts
-        )
+        stream = PromptStream(prompts, shuffle=spec.prompts.shuffle, seed=spec.seed, reuse=spec.schedule.reuse_prompts)
         crew = Crew(
             self.job_id,
             spec,
             self.paths,
-            context_tokens=job.context_tokens,
-            prompts=job.prompts.token_ids,
+            prompts=prompts.token_ids,
             worker_extension=self.worker_extension,
         )
         fleet = Fleet(spec.resources.fleet, tuple(member.name for member in crew.samplers))
         intake = Intake(spec, stream, fleet, crew, self.journal)
-        evaluator = Evaluator(spec, job.evaluation_prompts, crew, fleet, self.journal)
+        evaluator = Evaluator(spec, job.evaluation, crew, fleet, self.journal)
         loop = SelfPlayLoop(spec, crew, fleet, intake, evaluator, self.journal)
         try:
             await loop.run()

@@ -48,9 +48,8 @@ class Crew:
 
     Args:
         job_id: prefix of all names.
-        spec: the job.
+        spec: the job, as validation resolved it.
         paths: where its files lie.
-        context_tokens: the longest prompt plus answer.
         prompts: token ids of prompts, for version 0's canary.
         worker_extension: vLLM's worker extension, where the operator replaced it.
     """
@@ -61,7 +60,6 @@ class Crew:
         spec: JobSpec,
         paths: JobPaths,
         *,
-        context_tokens: int,
         prompts: Sequence[Sequence[int]],
         worker_extension: str | None = None,
     ) -> None:
@@ -72,7 +70,7 @@ class Crew:
         self.versions = self._data("versions", VersionStoreActor, paths.versions, job_id)
         self.scorers = self._scorers(lease)
         self.learner = self._learner(lease, prompts)
-        self.samplers = self._samplers(lease, context_tokens, worker_extension)
+        self.samplers = self._samplers(lease, worker_extension)
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -159,7 +157,7 @@ class Crew:
             setup.name, "learner", LearnerWorker, (setup, lease), resources.cpus, resources.gpus, resources.threads
         )
 
-    def _samplers(self, lease: float, context_tokens: int, worker_extension: str | None) -> tuple[Member, ...]:
+    def _samplers(self, lease: float, worker_extension: str | None) -> tuple[Member, ...]:
         spec, resources = self.spec, self.spec.resources.sampler
         slots = resources.lora_slots or spec.schedule.max_staleness + 2
         extension = {} if worker_extension is None else {"worker_extension": worker_extension}
@@ -167,7 +165,7 @@ class Crew:
             model=spec.policy.model,
             revision=spec.policy.revision,
             dtype=spec.policy.dtype,
-            max_model_len=context_tokens,
+            max_model_len=spec.policy.max_context_tokens,
             lora_rank=spec.adapters.rank,
             lora_slots=slots,
             cpu_lora_slots=resources.cpu_lora_slots or 2 * slots,

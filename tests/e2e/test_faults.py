@@ -1,0 +1,129 @@
+"""What must not go unnoticed: tampered bytes, a sampler that serves another version, and death (rules 3, 4 and 10)."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.world import Outcome, World, job, run_job, start_job, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_sampler_that_serves_the_version_before_under_the_new_name_is_caught_and_fenced(
+    world: World, tmp_path: Path
+) -> None:
+    ended = run_job(
+        tmp_path,
+        job(world, resources={"fleet": {"max_reloads": 1}}),
+        SPARRING_WORKER_EXTENSION="tests.e2e.faulty_extension.ServesTheVersionBefore",
+    )
+    assert ended.code == 1, ended.output
+    outcome = Outcome()
+    assert outcome.job.state == "failed"
+    error = outcome.job.error
+    assert error is not None and error.code == "version_not_proved" and "nats" in error.message, error
+    failed = outcome.events("proof_failed")
+    assert [event.data["action"] for event in failed] == ["reload", "stop"]
+    for event in failed:
+        assert event.data["version"] == 1
+        assert event.data["canary_distance_current"] > event.data["canary_distance_previous"]
+    assert outcome.events("sampler_fenced")
+    with outcome.ledger() as ledger:
+        written_by = {row.version for row in ledger.groups(limit=100)}
+    assert written_by == {0}, "nothing was written by the unproved version"
+    assert outcome.counts.balanced
+
+
+def test_bytes_tampered_after_publication_are_caught_and_the_sampler_fenced(world: World, tmp_path: Path) -> None:
+    command = start_job(tmp_path, job(world, schedule={"rounds": 1}, resources={"fleet": {"max_reloads": 1}}))
+    outcome_of = Outcome
+
+    def published() -> Path | None:
+        path = outcome_of().paths.versions / "fast" / "v0" / "adapter_model.safetensors"
+        return path if path.exists() else None
+
+    path = wait_for(published, "version 0")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+    ended = command.wait()
+    assert ended.code == 1, ended.output
+    outcome = Outcome()
+    error = outcome.job.error
+    assert error is not None and error.code == "version_not_proved" and "adapter_model.safetensors" in error.message
+    assert outcome.events("sampler_fenced") and outcome.counts.admitted == 0
+    assert command.leaves_nothing()
+
+
+def test_a_killed_sampler_costs_a_restart_and_no_group(world: World, tmp_path: Path) -> None:
+    spec = job(
+        world,
+        schedule={"mode": "online", "max_staleness": 2, "rounds": 3, "prompts_per_round": 20},
+        resources={"sampler": {"max_running_requests": 12}},
+    )
+    command = start_job(tmp_path, spec)
+    wait_for(lambda: Outcome().job.current_version == 1, "version 1")
+    name = f"{Outcome().job.id}-sampler-0"
+    victims = [p for p in command.processes() if p.name().startswith("ray::SamplerWor")]
+    engines = [p for p in command.processes() if "EngineCore" in " ".join(p.cmdline()) or "EngineCore" in p.name()]
+    assert len(victims) == 1 and engines, [p.name() for p in command.processes()]
+    os.kill(victims[0].pid, signal.SIGKILL)
+    wait_for(lambda: not any(engine.is_running() for engine in engines), "the dead sampler's engine to go", 20)
+
+    ended = command.wait()
+    assert ended.code == 0, ended.output
+    outcome = Outcome()
+    assert outcome.job.state == "succeeded" and outcome.job.current_version == 3
+    assert [event.data["worker"] for event in outcome.events("worker_died")] == [name]
+    assert outcome.events("worker_restarted")
+    counts = outcome.counts
+    assert counts.balanced and counts.consumed == 60, counts
+    staleness = [point.value or 0 for point in outcome.store.series(outcome.job.id, ["staleness_max"])["staleness_max"]]
+    assert max(staleness) <= 2
+    assert command.leaves_nothing(), [p.cmdline() for p in command.processes()]
+
+
+@pytest.mark.parametrize("role", ["LearnerWor", "ScorerWor", "ReplayQueue", "VersionStore", "JobControll"])
+def test_the_death_of_any_other_worker_costs_no_group_either(world: World, tmp_path: Path, role: str) -> None:
+    command = start_job(tmp_path, job(world, schedule={"rounds": 3}))
+    wait_for(lambda: Outcome().job.current_version == 1, "version 1")
+    victims = [p for p in command.processes() if p.name().startswith(f"ray::{role}"[:15])]
+    assert len(victims) == 1, [p.name() for p in command.processes()]
+    os.kill(victims[0].pid, signal.SIGKILL)
+    ended = command.wait()
+    assert ended.code == 0, ended.output
+    outcome = Outcome()
+    assert outcome.job.current_version == 3
+    counts = outcome.counts
+    assert counts.balanced and counts.consumed == 36 and counts.remaining == 0, counts
+    assert command.leaves_nothing()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_job_keeps_its_newest_version_and_goes_on_from_it(
+    world: World, tmp_path: Path, number: signal.Signals
+) -> None:
+    from tests.e2e.world import Command
+
+    command = start_job(tmp_path, job(world, schedule={"rounds": 3}))
+    wait_for(lambda: Outcome().job.current_version == 1, "version 1")
+    command.interrupt(number)
+    ended = command.wait(90)
+    assert ended.code == 130, ended.output
+    assert command.leaves_nothing()
+    outcome = Outcome()
+    assert outcome.job.state == "cancelled"
+    kept = outcome.digests()
+    assert len(kept) >= 2 and "sparring resume" in ended.output
+
+    resumed = Command("resume", outcome.job.id).wait()
+    assert resumed.code == 0, resumed.output
+    outcome = Outcome()
+    assert outcome.job.state == "succeeded" and outcome.job.attempt == 2
+    assert outcome.digests()[: len(kept)] == kept, "versions are never overwritten"
+    assert outcome.counts.balanced and outcome.counts.consumed == 36

@@ -1,0 +1,105 @@
+"""The loop in rounds, end to end through the command line: what comes out, and that it is always the same (rules 1, 3, 5, 8 and 11)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from learner.digests import adapter_digest
+from learner.records import ADAPTER_FILES, AnswerSource, FinishReason, GroupState
+from tests.e2e.world import Outcome, World, job, run_job, start_job
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_job_runs_through_and_leaves_versions_samples_metrics_and_a_report(world: World, tmp_path: Path) -> None:
+    command = start_job(tmp_path, job(world, evaluation={"gold": "helpdesk-rubric"}))
+    ended = command.wait()
+    assert ended.code == 0, ended.output
+    assert command.leaves_nothing(), "workers outlived the command"
+
+    outcome = Outcome()
+    assert outcome.job.state == "succeeded" and outcome.job.current_version == 2 and outcome.job.progress == 1
+
+    counts = outcome.counts
+    assert counts.balanced and counts.consumed == 24 and counts.remaining == 0, counts
+    assert outcome.events("counts")[-1].data["balanced"] is True
+
+    versions = outcome.store.versions(outcome.job.id)
+    assert [version.version for version in versions] == [0, 1, 2]
+    assert len({version.digest for version in versions}) == 3
+    for version in versions:
+        folder = outcome.paths.versions / "fast" / f"v{version.version}"
+        assert adapter_digest({name: (folder / name).read_bytes() for name in ADAPTER_FILES}) == version.digest
+        assert {"win_rate", "win_rate_low", "win_rate_high", "tie_rate", "gold_win_rate", "kl_nats"} <= version.metrics.keys()
+    assert sum(version.best for version in versions) == 1
+
+    proofs = outcome.events("version_proved")
+    assert {proof.data["version"] for proof in proofs} == {0, 1, 2}
+    assert {proof.data["canary"] for proof in proofs} == {"passed"}
+    assert outcome.paths.report.read_text().count("<svg") >= 5
+
+    series = outcome.store.series(outcome.job.id)
+    for name in ("loss", "gradient_norm", "position_bias", "pairs_per_second", "queue_ready_groups", "staleness_max"):
+        assert series[name], name
+    assert max(point.value or 0 for point in series["staleness_max"]) == 0
+
+
+def test_every_answer_says_where_it_came_from(world: World, tmp_path: Path) -> None:
+    assert run_job(tmp_path, job(world)).code == 0
+    outcome = Outcome()
+    digests = outcome.digests()
+    with outcome.ledger() as ledger:
+        rows = ledger.groups(state=GroupState.CONSUMED, limit=100)
+    assert len(rows) == 24
+    prompts: list[str] = []
+    for row in rows:
+        group = row.group
+        assert group is not None
+        prompts.append(group.prompt.id)
+        assert row.produced_version == group.version + 1
+        assert group.scorer.kind == "pairrm" and len(group.ordered_logits) == 3
+        for answer in group.answers:
+            assert answer.source is AnswerSource.POLICY and answer.module == "fast"
+            assert answer.version == group.version and answer.adapter_digest == digests[group.version]
+            assert answer.logprobs is not None and len(answer.logprobs) == len(answer.token_ids) <= 12
+            ends_with_eos = answer.token_ids[-1] == 258
+            assert ends_with_eos == (answer.finish_reason is FinishReason.STOP)
+            assert 258 not in answer.token_ids[:-1], "EOS counted once"
+    assert len(set(prompts)) == 24, "rounds take disjoint slices"
+
+
+def test_a_version_loads_with_plain_peft(world: World, tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    assert run_job(tmp_path, job(world, schedule={"rounds": 1})).code == 0
+    outcome = Outcome()
+    base = AutoModelForCausalLM.from_pretrained(world.policy)
+    ids = torch.tensor([[257, 10, 20, 30]])
+    before = base(input_ids=ids).logits
+    adapted = PeftModel.from_pretrained(base, outcome.paths.versions / "fast" / "v1")
+    assert not torch.allclose(before, adapted(input_ids=ids).logits)
+    manifest = json.loads((outcome.paths.versions / "fast" / "v1" / "manifest.json").read_text())
+    with torch.no_grad():
+        for text in manifest["canary"]:
+            logits = adapted(input_ids=torch.tensor([text["token_ids"]])).logits[0, :-1].log_softmax(-1)
+            measured = logits.gather(1, torch.tensor(text["token_ids"][1:])[:, None]).squeeze(1)
+            assert torch.allclose(measured, torch.tensor(text["current"]), atol=1e-4)
+
+
+def test_the_same_job_gives_the_same_adapter_with_one_sampler_or_two(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = []
+    for name, count in (("first", 1), ("second", 1), ("two", 2)):
+        monkeypatch.setenv("SPARRING_HOME", str(tmp_path / name))
+        spec = job(world, resources={"sampler": {"count": count, "cpus": 0.4}})
+        ended = run_job(tmp_path / name, spec)
+        assert ended.code == 0, ended.output
+        digests.append(Outcome().digests())
+    assert digests[0] == digests[1], "two runs differ"
+    assert digests[0] == digests[2], "one sampler and two differ"
