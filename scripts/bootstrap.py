@@ -15,6 +15,7 @@ Only the standard library, and only syntax that an older Python reads, so that o
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import os
 import re
@@ -51,7 +52,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     try:
-        bootstrap(arguments.venv, dev=not arguments.no_dev, project=not arguments.no_project)
+        bootstrap(arguments.venv.absolute(), dev=not arguments.no_dev, project=not arguments.no_project)
     except SetupError as error:
         print(f"set-up: {error}", file=sys.stderr)
         return 1
@@ -67,12 +68,13 @@ def bootstrap(venv: Path, dev: bool, project: bool) -> None:
         locks.append(ROOT / "requirements" / "dev.txt")
     stamp = fingerprint([*locks, ROOT / "pyproject.toml", Path(__file__)], "project" if project else "")
     stamp_file = venv / STAMP
-    previous = stamp_file.read_text().split() if stamp_file.is_file() else []
-    if previous == [accelerator, stamp]:
+    previous = stamp_file.read_text().splitlines() if stamp_file.is_file() else []
+    kind = f"{accelerator} in {venv}"
+    if previous == [kind, stamp]:
         return
 
-    # An environment of the other accelerator keeps packages that the new one must not have: start again.
-    if not (venv / "bin" / "python").exists() or (previous and previous[0] != accelerator):
+    # One of the other accelerator has packages that this one must not have, and one that was moved has scripts that point elsewhere.
+    if not (venv / "bin" / "python").exists() or (previous and previous[0] != kind):
         create(venv, choose_python())
     stamp_file.unlink(missing_ok=True)  # an interrupted set-up must not look finished
     pip = Pip(venv)
@@ -84,7 +86,9 @@ def bootstrap(venv: Path, dev: bool, project: bool) -> None:
     if project:
         pip.install("--no-deps", "--no-build-isolation", "-e", str(ROOT))
     check(pip, LEFT_OUT if accelerator == "cpu" else set())
-    stamp_file.write_text(f"{accelerator}\n{stamp}\n")
+    if accelerator == "cpu":
+        check_libnuma()
+    stamp_file.write_text(f"{kind}\n{stamp}\n")
     print(f"set-up: done in {time.monotonic() - started:.0f} s", flush=True)
 
 
@@ -179,7 +183,7 @@ class Pip:
                 log.write(line)
                 if not line.startswith("WARNING:"):
                     lines.append(line)
-                if total and re.match(r"(Collecting|Requirement already satisfied:) ", line):
+                if total and re.match(r"(Collecting|Processing|Requirement already satisfied:) ", line):
                     seen += 1
                     if seen % 25 == 0 or seen == total:
                         print(f"set-up: {seen} of {total} packages found", flush=True)
@@ -230,6 +234,17 @@ def check(pip: Pip, left_out: set[str]) -> None:
     )
     if answer.returncode or answer.stdout.strip():
         raise SetupError(f"these must not be installed beside a CPU torch: {answer.stdout.strip()}{answer.stderr}")
+
+
+def check_libnuma() -> None:
+    """Hold that the one system library is there that vLLM's CPU backend links and no package brings."""
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError as error:
+        raise SetupError(
+            "vLLM's CPU backend needs the library libnuma.so.1: install it (on Debian and Ubuntu: apt install libnuma1; on Fedora: "
+            "dnf install numactl-libs) and run this again."
+        ) from error
 
 
 def pinned(lock: Path, name: str) -> str:
