@@ -51,9 +51,9 @@ def bytes_to_tensors(data: bytes) -> dict[str, Tensor]:
         raise InputError(f"{WEIGHTS_FILE}: not a readable safetensors file ({error})") from error
 
 
-def json_to_bytes(value: Mapping[str, Any]) -> bytes:
+def json_to_bytes(value: Mapping[str, Any], indent: int | None = None) -> bytes:
     """JSON with sorted keys and a final newline."""
-    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+    return (json.dumps(value, indent=indent, sort_keys=True) + "\n").encode()
 
 
 def adapter_to_files(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, bytes]:
@@ -64,7 +64,7 @@ def adapter_to_files(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> 
         state: weights by peft's names (without the adapter's own).
     """
     weights = {name: value.to(torch.float32) for name, value in state.items()}
-    return {CONFIG_FILE: json_to_bytes(config), WEIGHTS_FILE: tensors_to_bytes(weights)}
+    return {CONFIG_FILE: json_to_bytes(config, indent=2), WEIGHTS_FILE: tensors_to_bytes(weights)}
 
 
 def files_to_adapter(files: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str, Tensor]]:

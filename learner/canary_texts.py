@@ -43,7 +43,7 @@ def choose_canary(
     base: LogProbabilities,
     previous: LogProbabilities | None,
 ) -> tuple[CanaryText, ...]:
-    """Up to `MAX_TEXTS` texts with the largest sum over tokens of |current - previous| (for version 0: |current - base|).
+    """Up to `MAX_TEXTS` texts with the largest sum over tokens of |current - previous| (version 0: |current - base|).
 
     Args:
         texts: token ids.

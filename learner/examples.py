@@ -32,7 +32,7 @@ class Example:
 
 
 def make_examples(groups: Sequence[ScoredGroup], config: TrainerConfig) -> list[Example]:
-    """Select answers from the groups that have something to learn from; the others are left out (rule 2: tokens as sampled).
+    """Select answers from the groups that have something to learn from; the others are left out.
 
     Raises:
         InputError: an answer that is trained on has no tokens.
@@ -75,7 +75,7 @@ def preference_batch(
         pair_logits[i, :count, :count] = torch.as_tensor(example.selection.pair_logits)
     mask = torch.arange(widest) < torch.tensor(counts)[:, None]
     return PreferenceBatch(
-        policy_logps=torch.nn.utils.rnn.pad_sequence(torch.split(policy_logps, counts), batch_first=True),
+        policy_logps=torch.nn.utils.rnn.pad_sequence(list(torch.split(policy_logps, counts)), batch_first=True),
         mask=mask.to(device),
         reference_logps=None if reference_logps is None else padded(reference_logps),
         lengths=padded([[float(len(answer)) for _, answer in example.texts] for example in examples]),

@@ -131,8 +131,10 @@ class AutoregressiveLikelihood:
         chunks = zip(torch.split(hidden, self.chunk_tokens), torch.split(batch.targets, self.chunk_tokens), strict=True)
         for chunk, targets in chunks:
             if torch.is_grad_enabled():
-                again = {"use_reentrant": False, "preserve_rng_state": False}
-                parts.append(checkpoint(self.head.token_logps, chunk, targets, **again))
+                part: Tensor = checkpoint(
+                    self.head.token_logps, chunk, targets, use_reentrant=False, preserve_rng_state=False
+                )
+                parts.append(part)
             else:
                 parts.append(self.head.token_logps(chunk, targets))
         return torch.cat(parts) if parts else hidden.sum(dim=-1)

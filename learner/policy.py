@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +68,14 @@ def load_base(config: PolicyConfig, device: torch.device) -> PreTrainedModel:
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"policy.model: {config.model} cannot be loaded: {reason}") from error
-    return model.to(device)  # type: ignore[no-any-return]
+    return model.to(device)
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:
     """Names (the last part) of the linear layers that can get an adapter: all but the output layer, sorted."""
     output = model.get_output_embeddings()
-    return sorted(
-        {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not output}
-    )
+    layers = (name for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not output)
+    return sorted({name.rsplit(".", 1)[-1] for name in layers})
 
 
 def resolve_target_modules(model: PreTrainedModel, config: AdapterConfig) -> list[str]:
@@ -92,7 +92,7 @@ def resolve_target_modules(model: PreTrainedModel, config: AdapterConfig) -> lis
     unknown = sorted(set(config.target_modules) - set(layers))
     if unknown or not config.target_modules:
         raise InputError(
-            f"adapters.target_modules: {', '.join(unknown) or 'an empty list'} is not among this model's linear layers; "
+            f"adapters.target_modules: {', '.join(unknown) or 'an empty list'} is not among the model's linear layers; "
             f"choose from {', '.join(layers)}"
         )
     return sorted(set(config.target_modules))
@@ -130,7 +130,7 @@ class Policy:
         alpha = int(adapters.alpha) if adapters.alpha == int(adapters.alpha) else adapters.alpha
         self._lora = LoraConfig(
             r=adapters.rank,
-            lora_alpha=alpha,  # type: ignore[arg-type]
+            lora_alpha=alpha,
             lora_dropout=adapters.dropout,
             target_modules=self.target_modules,
             bias="none",
@@ -246,26 +246,25 @@ class Policy:
 
     @contextmanager
     def reference(self, state: AdapterState | None) -> Iterator[None]:
-        """Another policy in place of the trained one: the bare base (None) or a frozen adapter. No dropout, no gradients.
+        """Another policy in place of the trained one: the bare base (None) or a frozen adapter; no dropout or gradients.
 
         Never to be entered between a forward and its backward.
         """
-        with self.evaluating():
-            if state is None:
-                with self.model.disable_adapter():
+        try:
+            with self.evaluating():
+                if state is None:
+                    with self.model.disable_adapter():
+                        yield
+                else:
+                    self._fill_slot(state)
+                    self.model.set_adapter(REFERENCE)
                     yield
-            else:
-                self._fill_slot(state)
-                self.model.set_adapter(REFERENCE)
-                try:
-                    yield
-                finally:
-                    self._train_fast()
-        self._train_fast()
+        finally:
+            self._train_fast()
 
     def _fill_slot(self, state: AdapterState) -> None:
         if self._slot is None:
-            self.model.add_adapter(REFERENCE, self._lora)
+            self.model.add_adapter(REFERENCE, replace(self._lora, lora_dropout=0.0))
             self._slot = self._weights(REFERENCE)
         for name, weight in self._slot.items():
             weight.copy_(state[name])

@@ -48,7 +48,7 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimizer step did. ``pairs``: groups learned from; 0 means that no step was made. ``tokens``: trained on."""
+    """What one optimizer step did. ``pairs``: groups learned from; 0: no step was made. ``tokens``: put through."""
 
     metrics: dict[str, float]
     pairs: int
@@ -98,7 +98,8 @@ class Trainer:
         self._rate = LearningRate(config.optimizer, config.schedule)
         self._reducer = reducer or MeanReducer()
         self._versions = ReferenceStore(self.policy, fetch_adapter, starts_bare=config.policy.adapter is None)
-        self._versions.put(0, self.policy.state())
+        if config.policy.adapter is not None:
+            self._versions.put(0, self.policy.state())
         self._round, self._round_step, self._round_version = -1, 0, 0
         self._reference_cache: dict[str, list[float]] = {}
         self._candidates = CanaryCandidates()
@@ -106,7 +107,7 @@ class Trainer:
     # Versions
 
     def begin_version(self, round: int, version: int) -> None:
-        """Begin a round, or the next version of it: ``version`` is the one that it starts from, and the reference `round`."""
+        """Begin a round, or the next version of it. ``version`` is where it starts, and the reference `round`."""
         if round != self._round:
             self._round, self._round_step = round, 0
         self._round_version = version
@@ -195,11 +196,12 @@ class Trainer:
         if self.reference == "behaviour":
             if len(known) < len(versions):
                 raise InputError(
-                    f"group {example.group_id}: answers from outside carry no version, so objective.reference: behaviour has "
-                    "nothing to compare them with; use dpo with reference start or round"
+                    f"group {example.group_id}: answers from outside carry no version, so objective.reference: behaviour "
+                    "has nothing to compare them with; use dpo with reference start or round"
                 )
             return known
-        if self.config.objective.kind == "sppo" and any(version != self._round_version for version in versions):
+        foreign = any(version != self._round_version for version in versions)
+        if self.config.objective.kind == "sppo" and foreign:
             raise InputError(
                 f"group {example.group_id}: its answers come from versions {versions}, not from the round's version "
                 f"{self._round_version}; with objective.reference: round SPPO learns from the round's own answers only"

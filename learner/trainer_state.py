@@ -1,4 +1,4 @@
-"""What a trainer needs beside the adapter to go on exactly where it stopped, as safetensors and JSON (rule 11; no pickle)."""
+"""What a trainer needs beside the adapter to go on exactly where it stopped (rule 11): safetensors and JSON."""
 
 from __future__ import annotations
 

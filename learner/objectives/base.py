@@ -132,7 +132,7 @@ class Objective(ABC):
         if set(state) != set(self.state_dict()):
             raise InputError(
                 f"the saved state of the objective holds {sorted(state)}, "
-                f"but this one keeps {sorted(self.state_dict())}; resume with the objective that the state was saved with"
+                f"but this one keeps {sorted(self.state_dict())}; resume with the one that the state was saved with"
             )
 
 

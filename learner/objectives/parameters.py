@@ -31,7 +31,9 @@ class SppoParameters(ObjectiveParameters):
     """Self-play preference optimisation (arXiv 2405.00675, eq. 4.7): squared loss on the log-ratio to the previous policy."""
 
     kind: Literal["sppo"] = "sppo"
-    beta: float = Field(default=0.001, gt=0, description="1 / eta. The paper's eta is 1000; small models want a much larger beta.")
+    beta: float = Field(
+        default=0.001, gt=0, description="1 / eta. The paper's eta is 1000; small models want a much larger beta."
+    )
     probabilities: Literal["paper", "released", "raw"] = Field(
         default="paper",
         description=(
@@ -43,8 +45,12 @@ class SppoParameters(ObjectiveParameters):
         default="soft",
         description="`soft`: each answer's mean over all K; `pair`: the pair's own probability; `hard`: 1 for the better answer.",
     )
-    answers: Literal["extremes", "all"] = Field(default="extremes", description="Train on the best and worst answer, or on all K.")
-    baseline: float = Field(default=0.5, ge=0, le=1, description="The constant that stands for the log-partition function.")
+    answers: Literal["extremes", "all"] = Field(
+        default="extremes", description="Train on the best and worst answer, or on all K."
+    )
+    baseline: float = Field(
+        default=0.5, ge=0, le=1, description="The constant that stands for the log-partition function."
+    )
     reduction: Literal["mean", "sum"] = Field(default="mean", description="Over a prompt's answers.")
 
 
@@ -54,9 +60,15 @@ class DpoParameters(ObjectiveParameters):
     kind: Literal["dpo"] = "dpo"
     beta: float = Field(default=0.1, gt=0, description="Strength of the pull towards the reference.")
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5, description="Assumed share of flipped preferences.")
-    robust: bool = Field(default=False, description="Unbiased under flips (arXiv 2403.00409) instead of conservative DPO.")
-    length_normalized: bool = Field(default=False, description="Divide each log-ratio by its answer's length in tokens.")
-    nll_weight: float = Field(default=0.0, ge=0, description="Weight of the chosen answer's mean token NLL (arXiv 2404.19733).")
+    robust: bool = Field(
+        default=False, description="Unbiased under flips (arXiv 2403.00409) instead of conservative DPO."
+    )
+    length_normalized: bool = Field(
+        default=False, description="Divide each log-ratio by its answer's length in tokens."
+    )
+    nll_weight: float = Field(
+        default=0.0, ge=0, description="Weight of the chosen answer's mean token NLL (arXiv 2404.19733)."
+    )
 
 
 AnyObjective = Annotated[SppoParameters | DpoParameters, Field(discriminator="kind")]
