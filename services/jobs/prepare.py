@@ -57,7 +57,7 @@ def prompt_tokens(spec: JobSpec, model: ModelFiles) -> int | None:
     if spec.sampling.max_tokens >= context:
         raise InputError(
             f"sampling.max_tokens: {spec.sampling.max_tokens} leaves no room for a prompt in a context of {context} tokens; lower it"
-            + (" or raise policy.max_context_tokens" if context == spec.policy.max_context_tokens else "")
+            + ("" if context == model.context_tokens else " or raise policy.max_context_tokens")
         )
     return context - spec.sampling.max_tokens
 
