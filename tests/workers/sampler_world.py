@@ -27,12 +27,18 @@ def byte_tokenizer(pad: str = "<pad>") -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token=pad, additional_special_tokens=["<|end|>"]
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token=pad,
+        additional_special_tokens=["<|end|>"],
     )
     return fast
 
 
-def tiny_model(folder: Path, kind: str = "llama", *, pad: str = "<pad>", generation: dict[str, Any] | None = None, **overrides: Any) -> Path:
+def tiny_model(
+    folder: Path, kind: str = "llama", *, pad: str = "<pad>", generation: dict[str, Any] | None = None, **overrides: Any
+) -> Path:
     """Write a random model of a family, float32, head size 32, with the byte tokenizer."""
     settings: dict[str, Any] = {
         "vocab_size": 264,
@@ -60,7 +66,13 @@ def tiny_model(folder: Path, kind: str = "llama", *, pad: str = "<pad>", generat
 
 
 def adapter_files(
-    model: Path, seed: int, *, rank: int = 8, scale: float = 0.3, targets: str | list[str] = "all-linear", **settings: Any
+    model: Path,
+    seed: int,
+    *,
+    rank: int = 8,
+    scale: float = 0.3,
+    targets: str | list[str] = "all-linear",
+    **settings: Any,
 ) -> dict[str, bytes]:
     """A random LoRA adapter that changes what the model says, in peft's own files."""
     torch.manual_seed(seed)

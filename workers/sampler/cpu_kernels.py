@@ -79,7 +79,14 @@ def install() -> None:
     ) -> None:
         if scale != 1.0 or kwargs:
             raise NotImplementedError(f"vLLM asks for a LoRA product with scale {scale} and {sorted(kwargs)}")
-        add_lora(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), lora_a_stacked, lora_b_stacked, output_slices, self.sparring_groups)
+        add_lora(
+            y.view(-1, y.shape[-1]),
+            x.view(-1, x.shape[-1]),
+            lora_a_stacked,
+            lora_b_stacked,
+            output_slices,
+            self.sparring_groups,
+        )
 
-    PunicaWrapperCPU.update_metadata = update_metadata  # type: ignore[method-assign]
-    PunicaWrapperCPU.add_lora_linear = add_lora_linear  # type: ignore[method-assign, assignment]
+    PunicaWrapperCPU.update_metadata = update_metadata
+    PunicaWrapperCPU.add_lora_linear = add_lora_linear

@@ -33,7 +33,9 @@ class AdapterLoader:
             install()
         return os.getpid()
 
-    def sparring_load_adapter(self, name: str, lora_id: int, expected_digest: str, files: Mapping[str, bytes]) -> dict[str, str]:
+    def sparring_load_adapter(
+        self, name: str, lora_id: int, expected_digest: str, files: Mapping[str, bytes]
+    ) -> dict[str, str]:
         """Load an adapter from its files' bytes.
 
         Returns:
