@@ -1,0 +1,171 @@
+"""Where the commands about jobs look: at a service, or at the store on this machine. The only place that decides it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Protocol
+
+import typer
+
+from services.jobs.layout import JobPaths
+from services.jobs.logfiles import tails
+from services.jobs.records import JobEvent, JobRecord, JobSummary, MetricPoint, VersionRecord
+from services.jobs.state import JobState, RequestedAction
+from services.settings import Settings
+
+PROBE_SECONDS = 0.5
+
+UrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        help="The service to ask (SPARRING_URL). Without it: one on this machine's default address, else the store here.",
+        show_default=False,
+    ),
+]
+
+
+class Jobs(Protocol):
+    """What the commands read of jobs, wherever they are."""
+
+    def get(self, job_id: str) -> JobRecord:
+        """One job."""
+
+    def list(self, *, states: Sequence[JobState], limit: int) -> Sequence[JobSummary]:
+        """Jobs, newest first."""
+
+    def events_after(self, job_id: str, seq: int = 0, limit: int = 500) -> Sequence[JobEvent]:
+        """Events that follow number ``seq``."""
+
+    def newest_metrics(self, job_id: str) -> dict[str, MetricPoint]:
+        """The newest point of every metric."""
+
+    def versions(self, job_id: str) -> Sequence[VersionRecord]:
+        """Versions, oldest first."""
+
+    def cancel(self, job_id: str) -> JobRecord:
+        """Ask a job to stop."""
+
+    def logs(self, job_id: str, lines: int, file: str | None) -> str:
+        """The ends of the workers' logs."""
+
+
+class LocalJobs:
+    """The store on this machine, which also has the jobs of ``sparring run``."""
+
+    def __init__(self, settings: Settings) -> None:
+        from services.jobs.store import JobStore
+
+        self._store = JobStore(settings.store_url)
+
+    def get(self, job_id: str) -> JobRecord:
+        """One job."""
+        return self._store.get(job_id)
+
+    def list(self, *, states: Sequence[JobState], limit: int) -> Sequence[JobSummary]:
+        """Jobs, newest first."""
+        return self._store.list(states=states or None, limit=limit)
+
+    def events_after(self, job_id: str, seq: int = 0, limit: int = 500) -> Sequence[JobEvent]:
+        """Events that follow number ``seq``."""
+        return self._store.events_after(job_id, seq, limit)
+
+    def newest_metrics(self, job_id: str) -> dict[str, MetricPoint]:
+        """The newest point of every metric."""
+        return self._store.newest_metrics(job_id)
+
+    def versions(self, job_id: str) -> Sequence[VersionRecord]:
+        """Versions, oldest first."""
+        return self._store.versions(job_id)
+
+    def cancel(self, job_id: str) -> JobRecord:
+        """Ask a job to stop."""
+        return self._store.request(job_id, RequestedAction.CANCEL)
+
+    def logs(self, job_id: str, lines: int, file: str | None) -> str:
+        """The ends of the workers' logs."""
+        return tails(JobPaths(Path(self.get(job_id).home), job_id).logs, lines, file)
+
+
+class RemoteJobs:
+    """A service, through the client."""
+
+    def __init__(self, url: str, api_key: str | None, timeout_seconds: float = 30.0) -> None:
+        from services.client import Client
+
+        self.client = Client(url, api_key=api_key, timeout_seconds=timeout_seconds)
+
+    def get(self, job_id: str) -> JobRecord:
+        """One job."""
+        return self.client.get(job_id)
+
+    def list(self, *, states: Sequence[JobState], limit: int) -> Sequence[JobSummary]:
+        """Jobs, newest first."""
+        found: list[JobSummary] = []
+        after: str | None = None
+        while len(found) < limit:
+            page = self.client.list(states=states, limit=min(limit - len(found), 200), after=after)
+            found.extend(page.jobs)
+            after = page.next
+            if after is None:
+                break
+        return found
+
+    def events_after(self, job_id: str, seq: int = 0, limit: int = 500) -> Sequence[JobEvent]:
+        """Events that follow number ``seq``."""
+        return self.client.events_page(job_id, after=seq, limit=limit).events
+
+    def newest_metrics(self, job_id: str) -> dict[str, MetricPoint]:
+        """The newest point of every metric."""
+        return {name: points[-1] for name, points in self.client.metrics(job_id, max_points=1).items() if points}
+
+    def versions(self, job_id: str) -> Sequence[VersionRecord]:
+        """Versions, oldest first."""
+        return self.client.versions(job_id)
+
+    def cancel(self, job_id: str) -> JobRecord:
+        """Ask a job to stop."""
+        return self.client.cancel(job_id)
+
+    def logs(self, job_id: str, lines: int, file: str | None) -> str:
+        """The ends of the workers' logs."""
+        return self.client.logs(job_id, lines=lines, file=file)
+
+
+def open_jobs(url: str | None, settings: Settings) -> LocalJobs | RemoteJobs:
+    """The service at ``url`` or SPARRING_URL; else one that answers on this machine's default address; else the store here."""
+    api_key = settings.api_key.get_secret_value() if settings.api_key else None
+    named = url or settings.url
+    if named:
+        return RemoteJobs(named, api_key)
+    if settings.port and _listens(settings) and _is_ours(settings):
+        return RemoteJobs(settings.local_url, api_key)
+    return LocalJobs(settings)
+
+
+def open_service(url: str | None, settings: Settings) -> RemoteJobs:
+    """The service, for what only a service can do; that nothing answers shows with the first request."""
+    found = open_jobs(url, settings)
+    if isinstance(found, RemoteJobs):
+        return found
+    return RemoteJobs(settings.local_url, None)
+
+
+def _listens(settings: Settings) -> bool:
+    # before the client is imported: most of the time nothing is there, and `sparring list` stays quick
+    import socket
+
+    host = settings.local_url.removeprefix("http://").rpartition(":")[0].strip("[]")
+    try:
+        socket.create_connection((host, settings.port), timeout=PROBE_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _is_ours(settings: Settings) -> bool:
+    from services.client import Client
+
+    with Client(settings.local_url, timeout_seconds=PROBE_SECONDS) as probe:
+        return probe.answers()
