@@ -113,9 +113,16 @@ def write_preferences(job: JobRecord, path: Path, *, version: int | None = None,
     talk = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
     said = talk if messages else pa.string()
     schema = pa.schema(
-        [("prompt", said), ("chosen", said), ("rejected", said)]
-        + [("chosen_score", pa.float64()), ("rejected_score", pa.float64())]
-        + [("prompt_id", pa.string()), ("round", pa.int64()), ("version", pa.int64())]
+        {
+            "prompt": said,
+            "chosen": said,
+            "rejected": said,
+            "chosen_score": pa.float64(),
+            "rejected_score": pa.float64(),
+            "prompt_id": pa.string(),
+            "round": pa.int64(),
+            "version": pa.int64(),
+        }
     )
     part = path.with_name(path.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
