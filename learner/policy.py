@@ -121,6 +121,7 @@ class Policy:
             gradient_checkpointing: compute activations again in the backward pass.
         """
         self.config = adapters
+        self.name = name
         self.device = base.device
         self.target_modules = resolve_target_modules(base, adapters)
         _switch_off_dropout(base)
@@ -135,7 +136,6 @@ class Policy:
             target_modules=self.target_modules,
             bias="none",
             task_type="CAUSAL_LM",
-            base_model_name_or_path=name,
         )
         wrapped = get_peft_model(base, self._lora, adapter_name=FAST)
         assert isinstance(wrapped, PeftModel)
@@ -216,7 +216,7 @@ class Policy:
         config: dict[str, Any] = {
             key: sorted(value) if isinstance(value, set) else value for key, value in self._lora.to_dict().items()
         }
-        config |= {"inference_mode": True, "target_modules": self.target_modules}
+        config |= {"base_model_name_or_path": self.name, "inference_mode": True, "target_modules": self.target_modules}
         return adapter_to_files(config, self.state())
 
     def read_files(self, files: Mapping[str, bytes]) -> dict[str, Tensor]:

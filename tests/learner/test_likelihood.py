@@ -1,0 +1,87 @@
+"""The chunked likelihood gives what the whole logits give, for every family, whatever the padding."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+
+from learner.errors import InputError
+from learner.likelihood import AutoregressiveLikelihood, collate
+from tests.learner.builders import FAMILIES, tiny_model
+
+TEXTS = [([1, 5, 9], [4, 7, 2]), ([3], [8, 8, 8, 8, 6, 2]), ([1, 2, 3, 4, 5, 6, 7], [2])]
+CPU = torch.device("cpu")
+
+
+def naive(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> torch.Tensor:
+    logits = model(input_ids=torch.tensor([prompt + answer])).logits[0].float()
+    logps = torch.log_softmax(logits, dim=-1)
+    return torch.stack([logps[len(prompt) - 1 + i, token] for i, token in enumerate(answer)])
+
+
+@pytest.mark.parametrize(("family", "tied"), list(product(FAMILIES, [False, True])))
+def test_token_log_probabilities_equal_the_naive_ones_for(family: str, tied: bool) -> None:
+    model = tiny_model(family, tied)
+    likelihood = AutoregressiveLikelihood(model, chunk_tokens=4)
+    batch = collate(TEXTS, CPU)
+    with torch.no_grad():
+        found = torch.split(likelihood.token_logps(batch), list(batch.counts))
+        for (prompt, answer), logps in zip(TEXTS, found, strict=True):
+            torch.testing.assert_close(logps, naive(model, prompt, answer), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+def test_the_gradient_does_not_depend_on_the_chunk_and_equals_the_naive_one(chunk: int) -> None:
+    model = tiny_model().double()
+    parameter = model.model.layers[0].mlp.up_proj.weight
+
+    def gradient(value: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(value, parameter)[0]
+
+    sums = AutoregressiveLikelihood(model, chunk).sequence_logps(collate(TEXTS, CPU))
+    weights = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    logits = [model(input_ids=torch.tensor([p + a])).logits[0].log_softmax(-1) for p, a in TEXTS]
+    whole = torch.stack(
+        [torch.stack([x[len(p) - 1 + i, t] for i, t in enumerate(a)]).sum() for x, (p, a) in zip(logits, TEXTS, strict=True)]
+    )
+    torch.testing.assert_close(gradient((sums * weights).sum()), gradient((whole * weights).sum()), atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_padding_changes_nothing(family: str) -> None:
+    likelihood = AutoregressiveLikelihood(tiny_model(family), chunk_tokens=64)
+    long = ([1, 2, 3], [5] * 60)
+    with torch.no_grad():
+        together = likelihood.sequence_logps(collate([*TEXTS, long], CPU))
+        alone = torch.stack([likelihood.sequence_logps(collate([text], CPU))[0] for text in TEXTS])
+    torch.testing.assert_close(together[:-1], alone, atol=2e-5, rtol=0)
+
+
+def test_the_prompt_does_not_count_and_the_end_of_the_text_counts_once() -> None:
+    likelihood = AutoregressiveLikelihood(tiny_model(), chunk_tokens=64)
+    batch = collate([([1, 2, 3], [4, 5, 2])], CPU)
+    assert batch.targets.tolist() == [4, 5, 2]
+    assert batch.positions.tolist() == [2, 3, 4]
+    with torch.no_grad():
+        assert likelihood.token_logps(batch).shape == (3,)
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(InputError, match="no tokens"):
+        collate([([], [1, 2])], CPU)
+
+
+def test_a_family_with_logits_of_its_own_making_is_refused() -> None:
+    model = tiny_model()
+    forward = model.forward
+
+    def scaled(*args: object, **kwargs: object) -> object:
+        out = forward(*args, **kwargs)
+        out.logits = out.logits * 1.5
+        return out
+
+    model.forward = scaled
+    with pytest.raises(InputError, match="not supported"):
+        AutoregressiveLikelihood(model, 64)
