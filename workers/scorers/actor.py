@@ -23,7 +23,7 @@ from workers.config import AnyScorer, FunctionScorer, ScorerConfig, ScorerResour
 from workers.messages import EvaluationAnswer, EvaluationResult, Example, JudgedWinRate
 from workers.scorers.base import Comparison, PreferenceScorer, ScoreResult
 from workers.scorers.health import SignalHealth
-from workers.scorers.shuffle import shuffle_scores
+from workers.scorers.shuffle import shuffled
 
 MAX_BATCH_GROUPS = 32
 """Groups whose pairs are sorted by length together."""
@@ -74,7 +74,7 @@ class ScorerWorker(LeasedWorker):
         self.queue = Link(setup.queue)
         self.waiting: asyncio.Queue[_Waiting] = asyncio.Queue()
         self.room = asyncio.Semaphore(setup.resources.max_waiting_groups)
-        self.health = SignalHealth()
+        self.health = SignalHealth(temperature=setup.scorer.temperature)
         self.scored_groups_total = 0
         self.scoring_seconds_total = 0.0
         self.scorer: PreferenceScorer | None = None
@@ -101,7 +101,7 @@ class ScorerWorker(LeasedWorker):
             await self.waiting.put(waiting)
             result = await waiting.scored
             if self.setup.scorer.shuffle:
-                result = shuffle_scores(result, group.group_id)
+                result = shuffled(result, group.group_id)
             scored = ScoredGroup(
                 **{name: getattr(group, name) for name in ResponseGroup.model_fields},
                 scorer=self._ready().identity,
@@ -152,7 +152,7 @@ class ScorerWorker(LeasedWorker):
 
     async def metrics(self) -> dict[str, float]:
         """Health of the preference signal since the last call, and totals."""
-        health, self.health = self.health, SignalHealth()
+        health, self.health = self.health, SignalHealth(temperature=self.setup.scorer.temperature)
         return {
             **health.as_metrics(),
             "scored_groups_total": float(self.scored_groups_total),
@@ -223,6 +223,6 @@ class ScorerWorker(LeasedWorker):
             self.scoring_seconds_total += time.monotonic() - began
             self.scored_groups_total += len(batch)
             for item, comparison, result in zip(batch, comparisons, results, strict=True):
-                self.health.add(result.ordered_logits, comparison.answers, result.truncated_candidates)
+                self.health.add(comparison, result)
                 if not item.scored.done():
                     item.scored.set_result(result)

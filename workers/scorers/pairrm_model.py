@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, DebertaV2Config
 
@@ -111,7 +111,10 @@ def load_pairrm(
 
 def save_pairrm(model: DebertaV2PairRM, pair_tokenizer: PairTokenizer, folder: Path) -> None:
     """Write model and tokenizer in the layout of ``llm-blender/PairRM-hf``."""
-    model.save_pretrained(str(folder))
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(str(folder))
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, str(folder / "model.safetensors"), metadata={"format": "pt"})
     pair_tokenizer.tokenizer.save_pretrained(str(folder))
 
 
