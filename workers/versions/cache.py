@@ -105,6 +105,8 @@ class VersionCache:
     def _evict(self, needed: set[str]) -> None:
         entries = []
         for path in self.root.iterdir():
+            if path.name.startswith("."):  # being written, maybe by another process
+                continue
             try:
                 status = path.stat()
             except FileNotFoundError:  # another process removed it
