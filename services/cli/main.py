@@ -6,8 +6,6 @@ A command's module keeps its heavy imports inside its functions. Whatever is wro
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
@@ -17,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from learner.errors import InputError
+from services.cli import demo, export, jobs, run, schema, scorer, serve, validate
 
 EXIT_BAD_INPUT = 2
 
@@ -28,29 +27,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
 )
-
-COMMANDS: dict[str, tuple[str, ...]] = {
-    "demo": ("demo",),
-    "run": ("run",),
-    "validate": ("validate",),
-    "schema": ("schema",),
-    "serve": ("serve",),
-    "jobs": ("submit", "list", "show", "watch", "cancel", "resume", "logs"),
-    "export": ("export",),
-}
-"""Module of this package to the commands that it offers; a function is named as its command (``list`` as ``list_``)."""
-
-
-def _register() -> None:
-    for module_name, commands in COMMANDS.items():
-        if importlib.util.find_spec(f"services.cli.{module_name}") is None:
-            continue
-        module = importlib.import_module(f"services.cli.{module_name}")
-        for command in commands:
-            function = getattr(module, command, None) or getattr(module, f"{command}_")
-            app.command(command)(function)
-    if importlib.util.find_spec("services.cli.scorer") is not None:
-        app.add_typer(importlib.import_module("services.cli.scorer").app, name="scorer")
 
 
 def installed_version() -> str:
@@ -76,7 +52,20 @@ def _options(
     """Align a language model by letting it play against itself."""
 
 
-_register()
+app.command()(demo.demo)
+app.command()(run.run)
+app.command()(validate.validate)
+app.command()(schema.schema)
+app.command()(serve.serve)
+app.command()(jobs.submit)
+app.command("list")(jobs.list_)
+app.command()(jobs.show)
+app.command()(jobs.watch)
+app.command()(jobs.cancel)
+app.command()(jobs.resume)
+app.command()(jobs.logs)
+app.command()(export.export)
+app.add_typer(scorer.app, name="scorer")
 
 
 def main() -> None:

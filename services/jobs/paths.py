@@ -67,10 +67,10 @@ class _Places:
         return str(path)
 
     def folder_or_hub(self, key: str, name: str) -> str:
-        """A folder where there is one; a hub name where it is spelt as one and no folder is meant."""
-        if is_hub_name(name) and not (self._base / name).parent.is_dir():
+        """A folder where there is one; else a hub name where it is spelt as one."""
+        if is_hub_name(name) and not (self._base / name).is_dir():
             return name
-        if name.startswith((".", "/", "~")) or "/" in name or (self._base / name).exists():
+        if name.startswith((".", "/", "~")) or (self._base / name).exists():
             return self.folder(key, name)
         raise InputError(
             f"{key}: {name} is neither a folder beside the job file nor a name on the Hugging Face hub (organisation/name)"

@@ -98,7 +98,7 @@ def validate_job(
         warnings += model_checks.warnings(model)
     elif not deep:
         warnings.append(
-            f"policy.model: {spec.policy.model} is on the hub; it is checked with --deep, and when the job starts"
+            f"policy.model: {spec.policy.model} is taken for a name on the hub; it is checked with --deep, and when the job starts"
         )
     if spec.policy.adapter is not None:
         _refuse(model_checks.adapter_problems(Path(spec.policy.adapter), spec.adapters, model))
@@ -136,7 +136,7 @@ def _scorer(spec: JobSpec, deep: bool, warnings: list[str]) -> int | None:
     local = not is_hub_name(scorer.model)
     if not local and not deep:
         warnings.append(
-            f"scorer.model.model: {scorer.model} is on the hub; it is checked with --deep, and when the job starts"
+            f"scorer.model.model: {scorer.model} is taken for a name on the hub; it is checked with --deep, and when the job starts"
         )
         return None
     folder = Path(scorer.model) if local else fetch_small_files(scorer.model, None, scorer_checks.KEY)
@@ -179,7 +179,7 @@ def _prompts(
     ):
         if config is not None and not here:
             warnings.append(
-                f"{key}.source: {config.source} is on the hub; it is read with --deep, and when the job starts"
+                f"{key}.source: {config.source} is taken for a name on the hub; it is read with --deep, and when the job starts"
             )
     if model is None or not _can_render(model, deep, warnings):
         training = read_prompts(spec.prompts) if readable[0] else []
