@@ -13,9 +13,9 @@ from typing import Any
 
 import httpx
 import pytest
+from job_world import SPEC, publish, running_job
 from pydantic import SecretStr
 
-from learner.digests import sha256
 from services.api.app import create_app
 from services.jobs.layout import JobPaths
 from services.jobs.load import parse_job
@@ -23,8 +23,6 @@ from services.jobs.spec import JobSpec
 from services.jobs.state import JobState
 from services.jobs.store import JobStore
 from services.settings import Settings
-
-SPEC: dict[str, Any] = {"name": "demo", "policy": {"model": "a/model"}, "prompts": {"source": "a/dataset"}}
 
 
 @pytest.fixture
@@ -48,14 +46,6 @@ async def http(settings: Settings, store: JobStore) -> AsyncIterator[httpx.Async
     async with connect(settings, store) as client:
         yield client
     store.close()
-
-
-def running(store: JobStore, home: Path) -> str:
-    """A job at work."""
-    job = store.create(JobSpec.model_validate(SPEC), home=home)
-    store.transition(job.id, JobState.VALIDATING)
-    store.transition(job.id, JobState.RUNNING)
-    return job.id
 
 
 async def test_a_job_is_made_listed_and_shown(http: httpx.AsyncClient) -> None:
@@ -134,7 +124,7 @@ async def test_a_large_body_is_refused_whether_it_says_so_or_not(http: httpx.Asy
 
 
 async def test_cancel_and_resume(http: httpx.AsyncClient, store: JobStore, tmp_path: Path) -> None:
-    job_id = running(store, tmp_path)
+    job_id = running_job(store, tmp_path)
     asked = await http.post(f"/v1/jobs/{job_id}/cancel")
     assert (asked.json()["state"], asked.json()["requested"]) == ("running", "cancel")
     early = await http.post(f"/v1/jobs/{job_id}/resume")
@@ -145,7 +135,7 @@ async def test_cancel_and_resume(http: httpx.AsyncClient, store: JobStore, tmp_p
 
 
 async def test_unknown_things_are_404(http: httpx.AsyncClient, store: JobStore, tmp_path: Path) -> None:
-    job_id = running(store, tmp_path)
+    job_id = running_job(store, tmp_path)
     unknown = ("", "/events", "/metrics", "/samples", "/versions", "/report", "/logs")
     for address in [f"/v1/jobs/no-abcdef{part}" for part in unknown] + [f"/v1/jobs/{job_id}/report", "/v1/nothing"]:
         answer = await http.get(address)
@@ -155,7 +145,7 @@ async def test_unknown_things_are_404(http: httpx.AsyncClient, store: JobStore, 
 
 
 async def test_events_come_in_pages(http: httpx.AsyncClient, store: JobStore, tmp_path: Path) -> None:
-    job_id = running(store, tmp_path)
+    job_id = running_job(store, tmp_path)
     page = (await http.get(f"/v1/jobs/{job_id}/events", params={"limit": 2})).json()
     assert [event["seq"] for event in page["events"]] == [1, 2] and page["next"] == 2
     page = (await http.get(f"/v1/jobs/{job_id}/events", params={"after": 3})).json()
@@ -164,7 +154,7 @@ async def test_events_come_in_pages(http: httpx.AsyncClient, store: JobStore, tm
 
 
 async def test_metrics_are_series_by_name(http: httpx.AsyncClient, store: JobStore, tmp_path: Path) -> None:
-    job_id = running(store, tmp_path)
+    job_id = running_job(store, tmp_path)
     for step in range(20):
         store.add_metrics(job_id, {"loss": 1.0 / (step + 1), "odd": float("nan")}, version=1, learner_step=step)
     answer = await http.get(f"/v1/jobs/{job_id}/metrics", params={"name": ["loss"], "max_points": 5})
@@ -175,7 +165,7 @@ async def test_metrics_are_series_by_name(http: httpx.AsyncClient, store: JobSto
 
 
 async def test_logs_are_the_ends_of_the_files(http: httpx.AsyncClient, store: JobStore, tmp_path: Path) -> None:
-    job_id = running(store, tmp_path)
+    job_id = running_job(store, tmp_path)
     assert (await http.get(f"/v1/jobs/{job_id}/logs")).text == ""
     folder = JobPaths(tmp_path, job_id).logs
     folder.mkdir(parents=True)
@@ -188,8 +178,10 @@ async def test_logs_are_the_ends_of_the_files(http: httpx.AsyncClient, store: Jo
     assert outside.status_code == 422 and "learner-1.log, sampler-1.log" in outside.json()["detail"]
 
 
-async def test_a_report_is_a_page_that_may_run_nothing(http: httpx.AsyncClient, store: JobStore, tmp_path: Path) -> None:
-    job_id = running(store, tmp_path)
+async def test_a_report_is_a_page_that_may_run_nothing(
+    http: httpx.AsyncClient, store: JobStore, tmp_path: Path
+) -> None:
+    job_id = running_job(store, tmp_path)
     path = JobPaths(tmp_path, job_id).report
     path.parent.mkdir(parents=True)
     path.write_text("<p>curves</p>")
@@ -213,7 +205,7 @@ async def test_probes_say_what_is_wrong(settings: Settings, store: JobStore) -> 
 async def test_prometheus_sees_jobs_their_metrics_and_requests(
     http: httpx.AsyncClient, store: JobStore, tmp_path: Path
 ) -> None:
-    job_id = running(store, tmp_path)
+    job_id = running_job(store, tmp_path)
     store.add_metrics(job_id, {"win_rate": 0.5})
     store.add_metrics(job_id, {"win_rate": 0.75, "queue_wait_seconds_total": 3.0, "odd": float("nan")})
     await http.get(f"/v1/jobs/{job_id}")
@@ -284,37 +276,8 @@ async def test_the_schema_describes_the_routes(http: httpx.AsyncClient) -> None:
     assert {"/v1/jobs", "/v1/jobs/{job_id}/samples", "/v1/jobs/{job_id}/versions/{version}/download"} <= set(paths)
 
 
-def publish(home: Path, job_id: str, version: int) -> dict[str, bytes]:
-    """A version on disk, as the version store writes it."""
-    from datetime import UTC, datetime
-
-    from learner.digests import adapter_digest
-    from learner.records import FileEntry, VersionManifest
-    from workers.versions.store import VersionStore
-
-    files = {
-        "adapter_config.json": b"{}",
-        "adapter_model.safetensors": bytes(range(256)) * 20_000,
-        "trainer.json": b"the trainer's own",
-    }
-    manifest = VersionManifest(
-        job_id=job_id,
-        module="fast",
-        version=version,
-        learner_step=0,
-        digest=adapter_digest(files),
-        files={name: FileEntry(sha256=sha256(content), bytes=len(content)) for name, content in files.items()},
-        base_model="m",
-        rank=1,
-        created_at=datetime.now(UTC),
-    )
-    VersionStore(JobPaths(home, job_id).versions, job_id).publish(manifest, files)
-    return files
-
-
 async def test_a_version_downloads_as_a_peft_folder(http: httpx.AsyncClient, store: JobStore, tmp_path: Path) -> None:
-    pytest.importorskip("workers.versions.store")
-    job_id = running(store, tmp_path)
+    job_id = running_job(store, tmp_path)
     store.add_version(job_id, 0, digest="d", learner_step=0)
     assert [each["version"] for each in (await http.get(f"/v1/jobs/{job_id}/versions")).json()["versions"]] == [0]
     missing = await http.get(f"/v1/jobs/{job_id}/versions/0/download")
