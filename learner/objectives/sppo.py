@@ -51,7 +51,7 @@ class Sppo(Objective):
             logits = (logits - logits.transpose(1, 2)) / 2
         pairs = present[:, :, None] & present[:, None, :]
         pairs = pairs & ~torch.eye(pairs.shape[1], dtype=torch.bool, device=pairs.device)
-        return (torch.sigmoid(logits) * pairs).sum(dim=2) / others
+        return torch.where(pairs, torch.sigmoid(logits), 0.0).sum(dim=2) / others
 
     def _evaluate(self, batch: PreferenceBatch, stats: BatchStatistics) -> tuple[Tensor, dict[str, Tensor]]:
         present = batch.present

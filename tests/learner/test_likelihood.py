@@ -44,9 +44,14 @@ def test_the_gradient_does_not_depend_on_the_chunk_and_equals_the_naive_one(chun
     weights = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     logits = [model(input_ids=torch.tensor([p + a])).logits[0].log_softmax(-1) for p, a in TEXTS]
     whole = torch.stack(
-        [torch.stack([x[len(p) - 1 + i, t] for i, t in enumerate(a)]).sum() for x, (p, a) in zip(logits, TEXTS, strict=True)]
+        [
+            torch.stack([x[len(p) - 1 + i, t] for i, t in enumerate(a)]).sum()
+            for x, (p, a) in zip(logits, TEXTS, strict=True)
+        ]
     )
-    torch.testing.assert_close(gradient((sums * weights).sum()), gradient((whole * weights).sum()), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(
+        gradient((sums * weights).sum()), gradient((whole * weights).sum()), atol=1e-9, rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])

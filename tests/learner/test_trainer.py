@@ -161,7 +161,9 @@ def test_a_job_can_start_from_another_jobs_version(tmp_path: Path) -> None:
     assert second.snapshot(0).files["adapter_model.safetensors"] == files["adapter_model.safetensors"]
     second.begin_version(1, 0)
     assert second.step(random_groups(4), 0).metrics["margin"] == pytest.approx(0, abs=1e-4)
-    with pytest.raises(InputError, match=r"adapters\.rank: 8 differs from the start adapter's 4; set adapters\.rank: 4"):
+    with pytest.raises(
+        InputError, match=r"adapters\.rank: 8 differs from the start adapter's 4; set adapters\.rank: 4"
+    ):
         build(policy=policy, adapters={"rank": 8, "alpha": 8})
     with pytest.raises(InputError, match=r"adapters\.target_modules"):
         build(policy=policy, adapters={"rank": 4, "alpha": 8, "target_modules": ["q_proj"]})
@@ -209,7 +211,9 @@ def test_a_reference_pass_leaves_the_adapter_trainable_and_the_gradient_whole() 
 
 
 def test_references_are_computed_once_for_all_passes_of_a_round() -> None:
-    trainer = build(schedule={"prompts_per_round": 4, "prompts_per_step": 4, "schedule_epochs": 2, "stop_after_epochs": 2})
+    trainer = build(
+        schedule={"prompts_per_round": 4, "prompts_per_step": 4, "schedule_epochs": 2, "stop_after_epochs": 2}
+    )
     trainer.begin_version(1, 0)
     groups = random_groups(4)
     trainer.step(groups, 0)
