@@ -7,12 +7,9 @@ A command's module keeps its heavy imports inside its functions. Whatever is wro
 from __future__ import annotations
 
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from learner.errors import InputError
 from services.cli import demo, export, jobs, run, schema, scorer, serve, validate
@@ -31,6 +28,8 @@ app = typer.Typer(
 
 def installed_version() -> str:
     """Sparring's version, as installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version("sparring")
     except PackageNotFoundError:
@@ -73,6 +72,9 @@ def main() -> None:
     try:
         app()
     except InputError as error:
+        from rich.console import Console
+        from rich.markup import escape
+
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]Error:[/] {escape(str(error))}")
         sys.exit(EXIT_BAD_INPUT)
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from services.jobs.load import load_job
-from services.jobs.machine import Machine
-from services.jobs.memory import MemoryEstimate
-from services.jobs.validate import PromptSummary, ValidatedJob, validate_job
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from services.jobs.memory import MemoryEstimate
+    from services.jobs.validate import PromptSummary, ValidatedJob
 
 
 def validate(
@@ -29,6 +26,14 @@ def validate(
     ] = False,
 ) -> None:
     """Check a job file. Prints the resolved job, or what is wrong with it (exit code 2)."""
+    import yaml
+    from rich.console import Console
+    from rich.markup import escape
+
+    from services.jobs.load import load_job
+    from services.jobs.machine import Machine
+    from services.jobs.validate import validate_job
+
     job = validate_job(load_job(file), file.parent, deep=deep, machine=None if cluster else Machine.here())
     if as_json:
         typer.echo(json.dumps(_as_data(job), indent=2, ensure_ascii=False))
@@ -81,6 +86,8 @@ def _prompt_line(summary: PromptSummary) -> str:
 
 
 def _memory_table(memory: MemoryEstimate) -> Table:
+    from rich.table import Table
+
     table = Table(title="Memory, estimated", title_justify="left")
     for name in ("worker", "part", "where"):
         table.add_column(name)
