@@ -30,6 +30,10 @@ HEADER = """\
 """
 
 
+# torch's CUDA build and vLLM's pin other versions of these than the CPU set gets.
+OTHER_FOR_CUDA = ("apache-tvm-ffi", "triton")
+
+
 def main() -> int:
     """Write the sets named on the command line, or all."""
     sets = sys.argv[1:] or ["cpu", "gpu"]
@@ -61,9 +65,12 @@ def lock_gpu(project: dict[str, Any]) -> None:
     """Resolve the GPU set, with the CPU set's versions of what both have."""
     wanted = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["gpu"]]
     shared = {**read("cpu"), **read("dev")}
+    for name in OTHER_FOR_CUDA:
+        del shared[name]
     # `===`: the CUDA build, even where a folder of wheels also offers 2.x.y+cpu, which pip would take for newer.
-    torch = f"==={shared.pop('torch').split('+')[0]}"
-    runtime = {**resolve([*wanted, f"torch{torch}"], constraints=shared), "torch": torch.removeprefix("==")}
+    version = shared.pop("torch").removesuffix("+cpu")
+    runtime = resolve([*wanted, f"torch==={version}"], constraints=shared)
+    runtime["torch"] = f"={version}"  # written as torch===…
     write("gpu", HEADER.format(title="Sparring on NVIDIA GPUs.", more=""), runtime)
 
 
@@ -71,26 +78,26 @@ def resolve(wanted: list[str], *, constraints: dict[str, str] | None = None) -> 
     """Ask pip what it would install into an empty environment: name to version."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--dry-run",
-            "--ignore-installed",
-            "--quiet",
-            "--report",
-            str(report),
-        ]
+        command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--report", str(report)]
         if constraints:
             Path(folder, "constraints.txt").write_text("".join(f"{n}=={v}\n" for n, v in constraints.items()))
             command += ["--constraint", str(Path(folder, "constraints.txt"))]
-        # PyTorch's own index only when pip's settings do not know the CPU build, so that machines that cannot reach it are not held up.
-        if subprocess.run([*command, *wanted], cwd=ROOT).returncode:
-            index = os.environ.get("TORCH_INDEX_URL") or TORCH_INDEX_URL
-            subprocess.run([*command, "--extra-index-url", index, *wanted], cwd=ROOT, check=True)
+        said, code = pip(*command, *wanted)
+        # PyTorch's own index only when pip's settings do not know the CPU build: a machine that cannot reach it is not held up.
+        if code and "+cpu" in said:
+            said, code = pip(
+                *command, "--extra-index-url", os.environ.get("TORCH_INDEX_URL") or TORCH_INDEX_URL, *wanted
+            )
+        if code:
+            raise SystemExit(f"lock: pip found no set of versions; nothing was written:\n{said[-3000:]}")
         installs = json.loads(report.read_text())["install"]
     return {re.sub(r"[-_.]+", "-", item["metadata"]["name"]).lower(): item["metadata"]["version"] for item in installs}
+
+
+def pip(*command: str) -> tuple[str, int]:
+    """Run pip; what it said, warnings apart, and its exit status."""
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return "".join(line for line in done.stdout.splitlines(True) if not line.startswith("WARNING:")), done.returncode
 
 
 def without_left_out(versions: dict[str, str]) -> dict[str, str]:
