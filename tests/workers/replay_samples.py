@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from learner.records import Answer, AnswerSource, FinishReason, Prompt, SamplingParameters, ScoredGroup, ScorerIdentity, Ticket
+from learner.records import (
+    Answer,
+    AnswerSource,
+    FinishReason,
+    Prompt,
+    SamplingParameters,
+    ScoredGroup,
+    ScorerIdentity,
+    Ticket,
+)
 
 SAMPLING = SamplingParameters(temperature=1.0, top_p=1.0, top_k=0, max_tokens=64)
 SCORER = ScorerIdentity(kind="function", name="test", version="1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from replay_samples import group, ticket
@@ -14,7 +15,7 @@ from workers.replay.ledger import ReplayLedger
 from workers.replay.rows import LedgerError, PutResult
 
 
-def open_ledger(folder: Path, max_groups: int = 100, max_bytes: int = 1 << 24, **options: bool) -> ReplayLedger:
+def open_ledger(folder: Path, max_groups: int = 100, max_bytes: int = 1 << 24, **options: Any) -> ReplayLedger:
     return ReplayLedger(folder / "replay.sqlite", max_groups, max_bytes, **options)
 
 
@@ -227,7 +228,7 @@ def test_there_is_one_writer_and_any_number_of_readers(tmp_path: Path) -> None:
     with open_ledger(tmp_path) as ledger:
         fill(ledger, 2)
         with pytest.raises(InputError, match="written by another process"):
-            open_ledger(tmp_path)
+            open_ledger(tmp_path, patience_seconds=0.1)
         with open_ledger(tmp_path, read_only=True) as reader:
             indices(ledger, 1)
             assert reader.counts() == ledger.counts() and reader.counts().leased == 1

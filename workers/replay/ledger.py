@@ -30,6 +30,7 @@ class ReplayLedger(LedgerView):
         max_bytes: their size, in stored bytes.
         read_only: look, change nothing; any number of readers may stand beside the one writer.
         keep_samples: keep the content of groups that are done with, for inspection.
+        patience_seconds: how long to wait for a writer that is about to end, such as a queue that was just killed.
         clock: seconds since the epoch.
 
     Raises:
@@ -44,9 +45,10 @@ class ReplayLedger(LedgerView):
         read_only: bool = False,
         *,
         keep_samples: bool = True,
+        patience_seconds: float = 10.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._owner = None if read_only else _own(path)
+        self._owner = None if read_only else _own(path, patience_seconds)
         try:
             super().__init__(path, read_only=read_only)
         except BaseException:
@@ -323,16 +325,22 @@ class ReplayLedger(LedgerView):
             self._owner = None
 
 
-def _own(path: Path) -> IO[bytes]:
+def _own(path: Path, patience_seconds: float) -> IO[bytes]:
     """Be the only writer. The lock belongs to the process: it is free the moment that the process is gone, however it went."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.with_name(path.name + ".lock").open("ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise InputError(f"{path} is being written by another process; stop that job's replay queue first") from None
-    return file
+    limit = time.monotonic() + patience_seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() > limit:
+                file.close()
+                raise InputError(
+                    f"{path} is being written by another process; stop that job's replay queue first"
+                ) from None
+            time.sleep(0.02)
 
 
 def _same_place(row: sqlite3.Row, round: int, index: int) -> None:
