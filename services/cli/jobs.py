@@ -140,7 +140,7 @@ def _readable(file: Path, url: str) -> dict[str, Any]:
     spec = load_job(file)
     if is_loopback(urlsplit(url).hostname or ""):
         spec = resolve_paths(spec, file.resolve().parent)
-    return spec.model_dump(mode="json", exclude_unset=True)
+    return spec.model_dump(mode="json")
 
 
 def _watch(jobs: LocalJobs | RemoteJobs, job_id: str) -> None:

@@ -259,3 +259,10 @@ def test_two_processes_write_the_same_file(url: str, tmp_path: Path) -> None:
         assert [event.message for event in events if event.kind == name] == [str(place) for place in range(40)]
         assert len(store.series(job.id)[name]) == 40
     store.close()
+
+
+def test_every_connection_syncs_what_it_acknowledges(store: JobStore) -> None:
+    with store._opened().connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 30_000

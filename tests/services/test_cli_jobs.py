@@ -1,0 +1,158 @@
+"""The commands about jobs, on the local store and through a service."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from job_world import SPEC, running_job, service
+from typer.testing import CliRunner, Result
+
+from learner.errors import InputError
+from services.cli.main import app
+from services.jobs.layout import JobPaths
+from services.jobs.records import JobError
+from services.jobs.spec import JobSpec
+from services.jobs.state import JobState
+from services.jobs.store import JobStore
+from services.settings import Settings
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    monkeypatch.setenv("SPARRING_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SPARRING_PORT", str(port))  # where nothing answers
+    monkeypatch.delenv("SPARRING_URL", raising=False)
+    monkeypatch.setenv("COLUMNS", "160")
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def store(home: Path) -> JobStore:
+    return JobStore(Settings.load().store_url)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def refused(*arguments: str) -> str:
+    """The sentence with which a command refuses."""
+    result = run(*arguments)
+    assert isinstance(result.exception, InputError), result.output
+    return str(result.exception)
+
+
+def test_without_a_service_the_store_here_is_read(home: Path, store: JobStore) -> None:
+    assert "No jobs yet" in run("list").output
+    job = store.create(JobSpec.model_validate(SPEC), home=home, runner="command")
+    store.add_version(job.id, 0, digest="abcdef0123456789", learner_step=0, metrics={"win_rate": 0.5})
+    store.mark_best(job.id, 0)
+    store.add_metrics(job.id, {"loss": 0.25})
+    listed = run("list").output
+    assert job.id in listed and "queued" in listed and "v0" in listed
+    assert json.loads(run("list", "--json").output)[0]["id"] == job.id
+    assert run("list", "--state", "failed").output == "No jobs yet.\n"
+    shown = run("show", job.id).output
+    assert "loss" in shown and "0.25" in shown and "abcdef012345" in shown and "best" in shown
+    assert json.loads(run("show", job.id, "--json").output)["spec"]["name"] == "demo"
+    assert "queued" in run("logs", job.id, "--events").output
+    assert "has no logs yet" in run("logs", job.id).output
+    folder = JobPaths(home, job.id).logs
+    folder.mkdir(parents=True)
+    (folder / "learner-1.log").write_text("one\ntwo\n")
+    assert run("logs", job.id, "-n", "1").output == "==> learner-1.log <==\ntwo\n"
+    assert "is cancelled" in run("cancel", job.id).output
+    assert store.get(job.id).state is JobState.CANCELLED
+    assert "there is no job 'no-abcdef'" in refused("show", "no-abcdef")
+    assert "already cancelled" in refused("cancel", job.id)
+
+
+def test_with_a_service_the_service_is_asked(
+    home: Path, tmp_path: Path, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "hi"}\n')
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(SPEC | {"policy": {"model": "./model"}, "prompts": {"source": "prompts.jsonl"}}))
+    assert "no service answers" in refused("submit", str(file))
+    listening = socket.create_server(("127.0.0.1", Settings.load().port))
+    with service(Settings.load(), store, listening) as url:
+        monkeypatch.setenv("SPARRING_PORT", "1")
+        monkeypatch.setenv(
+            "SPARRING_HOME", str(tmp_path / "another")
+        )  # nothing below may come from a store of one's own
+        job_id = run("submit", str(file), "--url", url, "--key", "k").output.strip()
+        monkeypatch.setenv("SPARRING_URL", url)
+        assert run("submit", str(file), "--key", "k").output.strip() == job_id
+        spec = store.get(job_id).spec
+        assert spec["policy"]["model"] == str(tmp_path / "model")  # type: ignore[index, call-overload]
+        assert job_id in run("list").output and job_id in run("show", job_id).output
+        assert "is cancelled" in run("cancel", job_id).output
+        assert "attempt 2" in run("resume", job_id).output
+        assert "schedule.rounds" in refused("submit", str(bad_job(tmp_path)))
+        monkeypatch.delenv("SPARRING_URL")
+        monkeypatch.setenv("SPARRING_PORT", url.rpartition(":")[2])
+        assert job_id in run("list").output  # found on the default address
+    assert list((tmp_path / "another").glob("**/*")) == []
+
+
+def bad_job(folder: Path) -> Path:
+    file = folder / "bad.yaml"
+    file.write_text(yaml.safe_dump(SPEC | {"schedule": {"rounds": 0}}))
+    return file
+
+
+def test_something_else_on_the_default_port_is_not_asked(home: Path, store: JobStore) -> None:
+    with socket.create_server(("127.0.0.1", Settings.load().port)) as other:
+        silent = threading.Thread(target=lambda: [other.accept()[0].close() for _ in range(2)], daemon=True)
+        silent.start()
+        assert "No jobs yet" in run("list").output
+        silent.join(5)
+
+
+def test_watch_follows_a_job_to_its_end(home: Path, store: JobStore) -> None:
+    job_id = running_job(store, home)
+
+    def go_on() -> None:
+        time.sleep(0.3)
+        store.add_metrics(job_id, {"win_rate": 0.75, "loss": 0.5})
+        store.append_event(job_id, "warning", "something to know")
+        time.sleep(1)
+        store.transition(job_id, JobState.FAILED, error=JobError(code="canary", message="two samplers were fenced"))
+
+    worker = threading.Thread(target=go_on)
+    worker.start()
+    result = run("watch", job_id)
+    worker.join()
+    assert result.exit_code == 1
+    assert "something to know" in result.output and "75.0%" in result.output
+    assert "failed (canary): two samplers were fenced" in result.output
+
+
+def test_help_and_lists_import_no_engine() -> None:
+    code = (
+        "import sys, services.cli.main\n"
+        "heavy = {'torch', 'vllm', 'ray', 'transformers', 'peft', 'fastapi', 'httpx', 'sqlalchemy', 'numpy'}\n"
+        "sys.exit(f'imported: {heavy & set(sys.modules)}' if heavy & set(sys.modules) else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=Path(__file__).parents[2])
+
+
+def test_a_service_off_loopback_needs_a_key(home: Path) -> None:
+    assert "SPARRING_API_KEY must be set" in refused("serve", "--host", "0.0.0.0")
+
+
+def test_a_port_that_is_taken_is_said_before_anything_starts(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"cannot listen on 127.0.0.1:{port}" in refused("serve", "--port", str(port))
