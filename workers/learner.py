@@ -73,20 +73,27 @@ class LearnerWorker(LeasedWorker):
         self.trainer: Trainer | None = None
         self.version = -1
         self.published: VersionManifest | None = None
+        self.learned: set[str] = set()
 
     async def start(self) -> LearnerStanding:
-        """Load the policy and go back to the newest committed version, or publish version 0."""
+        """Load the policy, and take up the newest committed version, or publish version 0."""
         self.trainer = await asyncio.to_thread(self._build)
+        return await self.go_back()
+
+    async def go_back(self) -> LearnerStanding:
+        """Go back to the newest committed version; what was leased since is released, and what was not committed is discarded (rule 11)."""
+        trainer = self._ready()
         committed: int | None = await self.queue.call("committed_version")
         await self.store.call("discard_after", self.setup.module, -1 if committed is None else committed)
         await self.queue.call("release")
+        self.learned.clear()
         if committed is None:
-            self.trainer.add_canary_candidates(self.setup.canary_prompts)
+            trainer.add_canary_candidates(self.setup.canary_prompts)
             await self.publish(0)
         else:
             self.published = await self.store.call("manifest", self.setup.module, committed)
             files = await self.store.call("files", self.setup.module, committed)
-            await asyncio.to_thread(self.trainer.restore, files)
+            await asyncio.to_thread(trainer.restore, files)
             self.version = committed
         return self._standing()
 
@@ -103,9 +110,7 @@ class LearnerWorker(LeasedWorker):
         await asyncio.to_thread(self._ready().begin_version, round, version)
         return self._standing()
 
-    async def step(
-        self, count: int, *, minimum: int | None, pass_number: int, round: int | None
-    ) -> StepResult | None:
+    async def step(self, count: int, *, minimum: int | None, pass_number: int, round: int | None) -> StepResult | None:
         """One optimizer step on ``count`` groups, or on at least ``minimum``; None when the queue has no such batch now."""
         began = time.monotonic()
         groups: list[ScoredGroup] = await self.queue.call(
@@ -120,6 +125,7 @@ class LearnerWorker(LeasedWorker):
         if not groups:
             return None
         leased = time.monotonic()
+        self.learned |= {group.group_id for group in groups}
         report = await asyncio.to_thread(self._ready().step, groups, self.version)
         return StepResult(
             groups=len(groups),
@@ -151,7 +157,8 @@ class LearnerWorker(LeasedWorker):
             created_at=datetime.now(UTC),
         )
         await self.store.call("publish", manifest, snapshot.files)
-        await self.queue.call("commit", version, snapshot.learner_step)
+        await self.queue.call("commit", version, snapshot.learner_step, len(self.learned))
+        self.learned.clear()
         self.version, self.published = version, manifest
         return manifest
 
@@ -164,7 +171,8 @@ class LearnerWorker(LeasedWorker):
         return Trainer(self.setup.trainer, self._fetch_adapter)
 
     def _fetch_adapter(self, version: int) -> Mapping[str, bytes]:
-        return self.store.call_blocking("adapter_files", self.setup.module, version)
+        files: Mapping[str, bytes] = self.store.call_blocking("adapter_files", self.setup.module, version)
+        return files
 
     def _ready(self) -> Trainer:
         if self.trainer is None:

@@ -11,7 +11,10 @@ def demo(
     seed: Annotated[int, typer.Option(help="Every draw of the world and of the job derives from it.")] = 0,
     rounds: Annotated[int, typer.Option(help="Rounds of self-play.", min=1)] = 5,
     shuffle: Annotated[
-        bool, typer.Option("--shuffle", help="Control experiment: shuffle the preferences. The win rate must stay at one half.")
+        bool,
+        typer.Option(
+            "--shuffle", help="Control experiment: shuffle the preferences. The win rate must stay at one half."
+        ),
     ] = False,
 ) -> None:
     """Build the demo world on first use, run a self-play job on it, and show what came of it."""
@@ -31,7 +34,13 @@ def demo(
     settings = Settings.load()
     console = Console()
     began = time.monotonic()
-    bars = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(), console=console)
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        console=console,
+    )
     with bars:
         tasks: dict[str, int] = {}
 
@@ -42,7 +51,9 @@ def demo(
 
         world = ensure_world(settings.home, seed, tell)
     built = time.monotonic() - began
-    console.print(f"World: {world.root} ({built:.0f} s). PairRM's held-out accuracy: {world.pairrm_accuracy:.1%}", soft_wrap=True)
+    console.print(
+        f"World: {world.root} ({built:.0f} s). PairRM's held-out accuracy: {world.pairrm_accuracy:.1%}", soft_wrap=True
+    )
     spec = demo_spec(world, seed=seed, rounds=rounds, name="demo")
     if shuffle:
         spec = spec.model_copy(update={"scorer": spec.scorer.model_copy(update={"shuffle": True})})

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -84,15 +82,17 @@ def _follow(job_id: str, store: JobStore, settings: Settings, console: Console) 
     if settings.ray_address is None:
         process_tree.guard()
     view = JobView(store, job_id)
-    with _interruptible(store, job_id) as interrupted, Live(view, console=console, refresh_per_second=4, transient=False) as live:
+    interrupt = _Interrupt(store, job_id)
+    with interrupt, Live(view, console=console, refresh_per_second=4, transient=False) as live:
         console.print(f"Job [bold]{job_id}[/]; its files are in {JobPaths(settings.home, job_id).root}", soft_wrap=True)
         launcher = Launcher(settings)
+        interrupt.listen()  # Ray puts handlers of its own in place of ours when it starts
         try:
             launcher.start(job_id)
             while not (job := store.get(job_id)).state.terminal:
                 for event in view.new_events():
                     console.print(f"[dim]{event.time:%H:%M:%S}[/] {escape(event.message)}", soft_wrap=True)
-                if interrupted and time.monotonic() - interrupted[0] > GRACE_SECONDS:
+                if interrupt.seconds_ago() > GRACE_SECONDS:
                     store.transition(job_id, JobState.CANCELLED, message="its controller did not end in time")
                     continue
                 if not launcher.alive(job_id):
@@ -121,22 +121,36 @@ def _revive(job: JobRecord, store: JobStore, launcher: Launcher, settings: Setti
     launcher.start(job.id)
 
 
-@contextmanager
-def _interruptible(store: JobStore, job_id: str) -> Iterator[list[float]]:
-    """Ctrl-C and SIGTERM ask for the job's end, once; the list then holds the time of it."""
-    interrupted: list[float] = []
+class _Interrupt:
+    """Ctrl-C and SIGTERM ask for the job's end, once."""
 
-    def cancel(_signal: int, _frame: FrameType | None) -> None:
-        if not interrupted:
-            interrupted.append(time.monotonic())
+    def __init__(self, store: JobStore, job_id: str) -> None:
+        self._store, self._job_id = store, job_id
+        self._at: float | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Interrupt:
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.listen()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def listen(self) -> None:
+        """Take the signals."""
+        for number in self._before:
+            signal.signal(number, self._cancel)
+
+    def seconds_ago(self) -> float:
+        """Seconds since the first signal; 0 before it."""
+        return 0.0 if self._at is None else time.monotonic() - self._at
+
+    def _cancel(self, _signal: int, _frame: FrameType | None) -> None:
+        if self._at is None:
+            self._at = time.monotonic()
             try:
-                store.request(job_id, RequestedAction.CANCEL)
+                self._store.request(self._job_id, RequestedAction.CANCEL)
             except StateConflict:  # it ended by itself in this moment
                 return
-
-    before = {number: signal.signal(number, cancel) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield interrupted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -22,7 +22,6 @@ from services.jobs.report import write_report
 from services.jobs.spec import JobSpec
 from services.jobs.state import JobState
 from services.jobs.store import JobStore
-from services.jobs.stream import PromptStream
 from services.jobs.validate import ValidatedJob, validate_job
 from workers import cluster, logs
 from workers.capacity import Demand, check_capacity
@@ -94,7 +93,6 @@ class JobController:
             skipped=prompts.skipped,
             truncated=prompts.truncated,
         )
-        stream = PromptStream(prompts, shuffle=spec.prompts.shuffle, seed=spec.seed, reuse=spec.schedule.reuse_prompts)
         crew = Crew(
             self.job_id,
             spec,
@@ -103,13 +101,18 @@ class JobController:
             worker_extension=self.worker_extension,
         )
         fleet = Fleet(spec.resources.fleet, tuple(member.name for member in crew.samplers))
-        intake = Intake(spec, stream, fleet, crew, self.journal)
+        intake = Intake(spec, prompts, fleet, crew, self.journal)
         evaluator = Evaluator(spec, job.evaluation, crew, fleet, self.journal)
         loop = SelfPlayLoop(spec, crew, fleet, intake, evaluator, self.journal)
         try:
             await loop.run()
             counts = await intake.counts()
-            self.journal.event("counts", f"groups: {counts.model_dump(mode='json')}", balanced=counts.balanced, **counts.model_dump(mode="json"))
+            self.journal.event(
+                "counts",
+                f"groups: {counts.model_dump(mode='json')}",
+                balanced=counts.balanced,
+                **counts.model_dump(mode="json"),
+            )
         finally:
             await loop.stop()
 

@@ -12,13 +12,13 @@ from learner.config import TrainerConfig
 from services.jobs.layout import JobPaths
 from services.jobs.spec import JobSpec
 from workers import cluster
-from workers.learner import LearnerSetup, LearnerWorker, prompts_for_canary
 from workers.cluster import Link
-from workers.replay.actor import ReplayQueueActor
+from workers.learner import LearnerSetup, LearnerWorker, prompts_for_canary
+from workers.replay.actor import ReplaySetup, ReplayWorker
 from workers.sampler.actor import SamplerSetup, SamplerWorker
 from workers.sampler.engine import EngineConfig
 from workers.scorers.actor import ScorerSetup, ScorerWorker
-from workers.versions.actor import VersionStoreActor
+from workers.versions.actor import CONCURRENCY, VersionsSetup, VersionsWorker
 
 SMALL = 0.01
 """CPU share of an actor that hardly computes: the queue and the version store."""
@@ -36,6 +36,7 @@ class Member:
     gpus: float = 0.0
     threads: int = 1
     start_timeout_seconds: float = 300.0
+    max_concurrency: int | None = None
 
     @cached_property
     def link(self) -> Link:
@@ -65,9 +66,8 @@ class Crew:
     ) -> None:
         self.job_id, self.spec, self.paths = job_id, spec, paths
         lease = spec.resources.fleet.lease_seconds
-        queue = spec.resources.queue
-        self.queue = self._data("queue", ReplayQueueActor, paths.replay_database, queue, spec.output.keep_samples)
-        self.versions = self._data("versions", VersionStoreActor, paths.versions, job_id)
+        self.queue = self._queue(lease)
+        self.versions = self._versions(lease)
         self.scorers = self._scorers(lease)
         self.learner = self._learner(lease, prompts)
         self.samplers = self._samplers(lease, worker_extension)
@@ -90,6 +90,8 @@ class Crew:
             gpus=member.gpus,
             threads=member.threads,
             args=member.arguments,
+            max_concurrency=member.max_concurrency,
+            with_data=member in (self.queue, self.versions),
         )
 
     def dismiss_one(self, member: Member) -> None:
@@ -104,9 +106,21 @@ class Crew:
     def _name(self, role: str) -> str:
         return f"{self.job_id}-{role}"
 
-    def _data(self, role: str, actor: type, *arguments: Any) -> Member:
-        lease = self.spec.resources.fleet.lease_seconds
-        return Member(self._name(role), role, actor, (self._name(role), self.paths.logs, *arguments, lease), cpus=SMALL)
+    def _queue(self, lease: float) -> Member:
+        setup = ReplaySetup(
+            name=self._name("queue"),
+            logs=self.paths.logs,
+            database=self.paths.replay_database,
+            queue=self.spec.resources.queue,
+            keep_samples=self.spec.output.keep_samples,
+        )
+        return Member(setup.name, "queue", ReplayWorker, (setup, lease), cpus=SMALL)
+
+    def _versions(self, lease: float) -> Member:
+        setup = VersionsSetup(
+            name=self._name("versions"), job_id=self.job_id, logs=self.paths.logs, root=self.paths.versions
+        )
+        return Member(setup.name, "versions", VersionsWorker, (setup, lease), cpus=SMALL, max_concurrency=CONCURRENCY)
 
     def _scorers(self, lease: float) -> tuple[Member, ...]:
         spec, resources = self.spec, self.spec.resources.scorer
@@ -191,6 +205,7 @@ class Crew:
                         name=self._name(f"sampler-{number}"),
                         job_id=self.job_id,
                         logs=self.paths.logs,
+                        cache=self.paths.home / "cache" / "versions",
                         engine=engine,
                         sampling=spec.sampling,
                         scorers=tuple(member.name for member in self.scorers),

@@ -12,6 +12,7 @@ from learner.seeds import derive_seed
 from services.jobs.crew import Crew
 from services.jobs.errors import JobFailure
 from services.jobs.journal import Journal
+from services.jobs.prepare import PreparedPrompts
 from services.jobs.spec import JobSpec
 from services.jobs.stream import PromptStream
 from services.jobs.tickets import Standing, TicketOffice
@@ -35,17 +36,21 @@ class Intake:
 
     Args:
         spec: the job.
-        stream: prompts in their order.
+        prompts: the training prompts.
         fleet: which samplers have proved which version.
         crew: the workers.
         journal: where failures are told.
     """
 
-    def __init__(
-        self, spec: JobSpec, stream: PromptStream, fleet: Fleet, crew: Crew, journal: Journal
-    ) -> None:
+    def __init__(self, spec: JobSpec, prompts: PreparedPrompts, fleet: Fleet, crew: Crew, journal: Journal) -> None:
         schedule = spec.schedule
-        self.spec, self.stream, self.fleet, self.crew, self.journal = spec, stream, fleet, crew, journal
+        self.spec, self.prompts, self.fleet, self.crew, self.journal = spec, prompts, fleet, crew, journal
+        self.stream = PromptStream(
+            [prompt.id for prompt in prompts.prompts],
+            shuffle=spec.prompts.shuffle,
+            seed=spec.seed,
+            reuse=spec.schedule.reuse_prompts,
+        )
         self.queue = crew.queue.link
         self.in_rounds = schedule.mode == "rounds"
         self.office = TicketOffice(
@@ -122,15 +127,16 @@ class Intake:
             await self._again(tickets, version)
 
     def _ticket(self, version: int, index: int, position: int) -> Ticket:
-        prompt, token_ids = self.stream.at(position)
+        place = self.stream.at(position)
+        prompt = self.prompts.prompts[place.index]
         return Ticket(
             group_id=f"{self.crew.job_id}/r{version}/{index}",
             round=version,
             index=index,
             version=version,
-            seed=derive_seed(self.spec.seed, "answers", version, prompt.id),
+            seed=derive_seed(self.spec.seed, "answers", version, place.pass_number, prompt.id),
             prompt=prompt,
-            prompt_token_ids=token_ids,
+            prompt_token_ids=self.prompts.token_ids[place.index],
         )
 
     async def _deal(self, tickets: Sequence[Ticket], serving: Sequence[str]) -> None:
@@ -152,9 +158,7 @@ class Intake:
         if not serving:
             self.orphans |= {ticket.group_id for ticket in tickets}
             return
-        renewed = [
-            ticket.model_copy(update={"attempt": ticket.attempt + 1, "version": version}) for ticket in tickets
-        ]
+        renewed = [ticket.model_copy(update={"attempt": ticket.attempt + 1, "version": version}) for ticket in tickets]
         await self.queue.call("admit", renewed)
         await self._deal(renewed, serving)
 
@@ -179,8 +183,8 @@ class Intake:
 
     def _check_losses(self, version: int, granted_in_round: int, counts: LedgerCounts) -> None:
         if granted_in_round > REPLACEMENT_FACTOR * self.spec.schedule.prompts_per_round:
-            lost = {**counts.skipped, **counts.failed, "expired": counts.expired}
-            told = ", ".join(f"{count} {reason}" for reason, count in lost.items() if count)
+            lost = [*counts.skipped.items(), *counts.failed.items(), ("expired", counts.expired)]
+            told = ", ".join(f"{count} {reason}" for reason, count in lost if count)
             raise JobFailure(
                 "no_usable_groups",
                 f"{granted_in_round} groups were written for version {version + 1} and too few of them are usable ({told}); "

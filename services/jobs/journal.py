@@ -23,7 +23,9 @@ class Journal:
         self.log.info("%s: %s", kind, message)
         self.store.append_event(self.job_id, kind, message, data)
 
-    def metrics(self, values: Mapping[str, float], *, version: int | None = None, learner_step: int | None = None) -> None:
+    def metrics(
+        self, values: Mapping[str, float], *, version: int | None = None, learner_step: int | None = None
+    ) -> None:
         """Numbers of this moment."""
         self.store.add_metrics(self.job_id, values, version=version, learner_step=learner_step)
 
@@ -39,7 +41,11 @@ class Journal:
     def version(self, manifest: VersionManifest) -> None:
         """A version was published."""
         self.store.add_version(
-            self.job_id, manifest.version, digest=manifest.digest, learner_step=manifest.learner_step, module=manifest.module
+            self.job_id,
+            manifest.version,
+            digest=manifest.digest,
+            learner_step=manifest.learner_step,
+            module=manifest.module,
         )
         self.event(
             "version_published",

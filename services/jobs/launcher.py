@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from services.jobs.controller import JobController, controller_name
 from services.settings import Settings
 from workers import cluster
-from workers.errors import WorkerError
 from workers.cluster import Link
+from workers.errors import WorkerError
 
 CONTROLLER_CPUS = 0.01
 """The controller waits and writes; it hardly computes."""

@@ -90,7 +90,9 @@ class SelfPlayLoop:
                 await self._evaluate_if_due(last=False)
                 stop = self.evaluator.reason_to_stop()
                 if stop is not None:
-                    self.journal.event("stopped_early", f"stopped at version {self.version}: {stop}", version=self.version)
+                    self.journal.event(
+                        "stopped_early", f"stopped at version {self.version}: {stop}", version=self.version
+                    )
                     break
                 if not await self._learn_version():
                     break
@@ -117,7 +119,8 @@ class SelfPlayLoop:
 
     async def _learn_version(self) -> bool:
         """Learn from one version's groups and publish the next. Returns False when the prompts have run out."""
-        began = self.clock()
+        began = publishing = self.clock()
+        manifest: VersionManifest
         while True:
             try:
                 learner = await self.supervisor.ready(self.crew.learner.name)
@@ -126,10 +129,12 @@ class SelfPlayLoop:
                 self.intake.open.set()
                 learned = await self._learn_passes(began)
                 if learned == 0:
-                    self.journal.event("prompts_used_up", f"the prompts ran out at version {self.version}", version=self.version)
+                    self.journal.event(
+                        "prompts_used_up", f"the prompts ran out at version {self.version}", version=self.version
+                    )
                     return False
                 publishing = self.clock()
-                manifest: VersionManifest = await learner.call(
+                manifest = await learner.call(
                     "publish",
                     self.version + 1,
                     timeout_seconds=self.spec.resources.learner.step_timeout_seconds,
@@ -137,9 +142,10 @@ class SelfPlayLoop:
                 )
                 break
             except (WorkerDied, WorkerUnavailable) as error:
-                # its groups are released when it starts again from the newest version (rule 11)
                 self.journal.event("learner_interrupted", f"version {self.version + 1} begins again: {error}")
-                await asyncio.sleep(TICK_SECONDS)
+                manifest = await self._go_back()
+                if manifest.version > self.version:  # the commit went through, only its answer was lost
+                    break
         self.journal.version(manifest)
         self.round_metrics |= {
             "publish_seconds": self.clock() - publishing,
@@ -147,6 +153,20 @@ class SelfPlayLoop:
         }
         self._new_version(manifest)
         return True
+
+    async def _go_back(self) -> VersionManifest:
+        """Have the learner go back to the newest committed version, once it and the data are up again (rule 11)."""
+        while True:
+            try:
+                for data in (self.crew.queue, self.crew.versions):
+                    await self.supervisor.ready(data.name)
+                learner = await self.supervisor.ready(self.crew.learner.name)
+                await learner.call("go_back")
+                manifest: VersionManifest = await learner.call("newest")
+                return manifest
+            except (WorkerDied, WorkerUnavailable) as error:
+                self.journal.log.info("the learner cannot go back yet: %s", error)
+                await asyncio.sleep(TICK_SECONDS)
 
     async def _learn_passes(self, began: float) -> int:
         """All optimizer steps of one version. Returns how many groups were learned from."""
@@ -219,9 +239,7 @@ class SelfPlayLoop:
             self._say("evaluating")
             await self.evaluating
 
-    async def _evaluate(
-        self, version: int, metrics: dict[str, float], before: asyncio.Future[None] | None
-    ) -> None:
+    async def _evaluate(self, version: int, metrics: dict[str, float], before: asyncio.Future[None] | None) -> None:
         if before is not None:
             await before
         began = self.clock()
@@ -281,7 +299,12 @@ class SelfPlayLoop:
         self.sampled_tokens = (now, tokens)
         queue = await self.crew.queue.link.call("metrics")
         self.journal.metrics(
-            {**self.fleet.as_metrics(), **queue, "sample_tokens_per_second": rate, "groups_in_flight": standing.granted},
+            {
+                **self.fleet.as_metrics(),
+                **queue,
+                "sample_tokens_per_second": rate,
+                "groups_in_flight": standing.granted,
+            },
             version=self.version,
         )
         mark = (self.version, self.learner_step, counts.admitted, counts.granted, counts.ready, tokens)

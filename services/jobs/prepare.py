@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from learner.config import ScheduleConfig
 from learner.errors import InputError
 from learner.records import Message, Prompt
 from learner.seeds import derive_seed
@@ -14,6 +13,7 @@ from services.jobs.model_files import ModelFiles
 from services.jobs.prompts import read_prompts
 from services.jobs.rendering import PromptRenderer
 from services.jobs.spec import JobSpec, PromptsConfig
+from services.jobs.stream import shuffled
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def prompt_tokens(spec: JobSpec, model: ModelFiles) -> int | None:
 def prepare_prompts(
     spec: JobSpec, model: ModelFiles, base_dir: Path | None = None, renderer: PromptRenderer | None = None
 ) -> PreparedPrompts:
-    """The training prompts, ready for `RoundSlices`.
+    """The training prompts, ready for `PromptStream`.
 
     Raises:
         InputError: as `read_prompts` and `render_prompts` say.
@@ -164,54 +164,3 @@ def cut_start(
         (ids,) = renderer.token_ids([shorter])
         prompt = shorter
     return prompt, ids
-
-
-def shuffled(ids: Sequence[str], seed: int) -> list[int]:
-    """A permutation of ``range(len(ids))`` that depends on the seed and the ids alone, not on the file's order."""
-    return sorted(range(len(ids)), key=lambda index: (derive_seed(seed, ids[index]), ids[index]))
-
-
-class RoundSlices:
-    """Which prompts each round takes. Within one pass over the prompts, rounds take disjoint slices.
-
-    With ``reuse_prompts`` a new pass begins, reshuffled, when fewer prompts are left than a round needs; so a round never holds a
-    prompt twice.
-
-    Args:
-        ids: the prompts' ids, in their file's order.
-
-    Raises:
-        InputError: there are too few prompts; the numbers and what to change are in the message.
-    """
-
-    def __init__(self, ids: Sequence[str], schedule: ScheduleConfig, *, shuffle: bool, seed: int) -> None:
-        per_round, needed = schedule.prompts_per_round, schedule.rounds * schedule.prompts_per_round
-        if schedule.reuse_prompts and per_round > len(ids):
-            raise InputError(
-                f"schedule.prompts_per_round: {per_round} is more than the {len(ids)} prompts; a round takes each prompt once, so lower it"
-            )
-        if not schedule.reuse_prompts and needed > len(ids):
-            raise InputError(
-                f"schedule.rounds: {schedule.rounds} rounds of {per_round} prompts need {needed} prompts, and there are {len(ids)}; "
-                "lower schedule.rounds or schedule.prompts_per_round, add prompts, or set schedule.reuse_prompts: true"
-            )
-        self._ids = list(ids)
-        self._per_round = per_round
-        self._rounds_per_pass = len(ids) // per_round
-        self._reuse = schedule.reuse_prompts
-        self._shuffle = shuffle
-        self._seed = seed
-
-    def indices(self, round: int) -> list[int]:
-        """Indices of the prompts that a round takes, in the order of its tickets."""
-        pass_number, place = divmod(round, self._rounds_per_pass)
-        if pass_number > 0 and not self._reuse:
-            raise IndexError(f"round {round} lies beyond the prompts")
-        order = self.order(pass_number)
-        return order[place * self._per_round : (place + 1) * self._per_round]
-
-    def order(self, pass_number: int) -> list[int]:
-        """The order of all prompts in one pass; what lies beyond the last round's slice may replace prompts that came to nothing."""
-        if not self._shuffle:
-            return list(range(len(self._ids)))
-        return shuffled(self._ids, derive_seed(self._seed, "prompts", pass_number))

@@ -131,7 +131,11 @@ def _curves(series: Mapping[str, Sequence[MetricPoint]]) -> list[str]:
         figure, axes = _figure(title, unit)
         for name, points in found.items():
             steps = [
-                point.learner_step if point.learner_step is not None else point.version if point.version is not None else i
+                point.learner_step
+                if point.learner_step is not None
+                else point.version
+                if point.version is not None
+                else i
                 for i, point in enumerate(points)
             ]
             axes.plot(steps, [point.value if point.value is not None else float("nan") for point in points], label=name)

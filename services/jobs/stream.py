@@ -2,46 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
-from learner.records import Prompt
+from learner.config import ScheduleConfig
+from learner.errors import InputError
 from learner.seeds import derive_seed
-from services.jobs.prepare import PreparedPrompts, shuffled
+
+
+def refuse_too_few(prompts: int, schedule: ScheduleConfig) -> None:
+    """See that there are enough prompts for disjoint slices.
+
+    Raises:
+        InputError: there are too few; the numbers and what to change are in the message.
+    """
+    per_round, needed = schedule.prompts_per_round, schedule.rounds * schedule.prompts_per_round
+    if schedule.reuse_prompts and per_round > prompts:
+        raise InputError(
+            f"schedule.prompts_per_round: {per_round} is more than the {prompts} prompts; a round takes each prompt once, so lower it"
+        )
+    if not schedule.reuse_prompts and needed > prompts:
+        raise InputError(
+            f"schedule.rounds: {schedule.rounds} rounds of {per_round} prompts need {needed} prompts, and there are {prompts}; "
+            "lower schedule.rounds or schedule.prompts_per_round, add prompts, or set schedule.reuse_prompts: true"
+        )
+
+
+def shuffled(ids: Sequence[str], seed: int) -> list[int]:
+    """A permutation of ``range(len(ids))`` that depends on the seed and the ids alone, not on the file's order."""
+    return sorted(range(len(ids)), key=lambda index: (derive_seed(seed, ids[index]), ids[index]))
+
+
+@dataclass(frozen=True)
+class Place:
+    """A prompt's index in its file, and how often the prompts have begun again before it."""
+
+    index: int
+    pass_number: int
 
 
 class PromptStream:
-    """Prompts by position: the n-th ticket of a job takes the n-th prompt, so that rounds take disjoint slices.
+    """Prompts by position: a job's n-th ticket takes the n-th prompt, so that rounds take disjoint slices, and what replaces a skipped
+    group is a prompt that no round has had.
 
     Args:
-        prepared: the prompts, rendered.
+        ids: the prompts' ids, in their file's order.
         shuffle: whether the order is shuffled.
         seed: the job's.
         reuse: begin again, in another order, when they run out.
     """
 
-    def __init__(self, prepared: PreparedPrompts, *, shuffle: bool, seed: int, reuse: bool) -> None:
-        self._prepared, self._shuffle, self._seed, self._reuse = prepared, shuffle, seed, reuse
+    def __init__(self, ids: Sequence[str], *, shuffle: bool, seed: int, reuse: bool) -> None:
+        self._ids, self._shuffle, self._seed, self._reuse = tuple(ids), shuffle, seed, reuse
         self._order = lru_cache(maxsize=2)(self._make_order)
 
-    def at(self, position: int) -> tuple[Prompt, tuple[int, ...]]:
-        """The prompt at a position, and its token ids.
+    def at(self, position: int) -> Place:
+        """The prompt at a position.
 
         Raises:
             IndexError: the position lies beyond the prompts, and they do not begin again.
         """
-        pass_number, place = divmod(position, len(self._prepared))
+        pass_number, place = divmod(position, len(self._ids))
         if pass_number and not self._reuse:
-            raise IndexError(f"position {position} lies beyond the {len(self._prepared)} prompts")
-        index = self._order(pass_number)[place]
-        return self._prepared.prompts[index], self._prepared.token_ids[index]
+            raise IndexError(f"position {position} lies beyond the {len(self._ids)} prompts")
+        return Place(self._order(pass_number)[place], pass_number)
 
     def left(self, position: int) -> int | None:
         """Prompts from a position on; None where they never run out."""
-        return None if self._reuse else max(0, len(self._prepared) - position)
+        return None if self._reuse else max(0, len(self._ids) - position)
 
     def _make_order(self, pass_number: int) -> list[int]:
         if not self._shuffle:
-            return list(range(len(self._prepared)))
-        return shuffled(
-            [prompt.id for prompt in self._prepared.prompts], derive_seed(self._seed, "prompts", pass_number)
-        )
+            return list(range(len(self._ids)))
+        return shuffled(self._ids, derive_seed(self._seed, "prompts", pass_number))

@@ -20,7 +20,6 @@ from workers import cluster
 from workers.cluster import Link
 from workers.errors import CallTimeout, WorkerDied, WorkerError, WorkerUnavailable
 from workers.fleet import Action, Fleet
-from workers.cluster import Link
 from workers.messages import LoadProof, SamplerStatus
 
 PING_TIMEOUT_SECONDS = 20.0
@@ -56,6 +55,7 @@ class Supervisor:
         self.restarts: Counter[str] = Counter()
         self.silent_since: dict[str, float] = {}
         self.up = {member.name: asyncio.Event() for member in crew.members}
+        self.starting: set[str] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         dtype = spec.policy.dtype
@@ -91,8 +91,11 @@ class Supervisor:
     async def look(self) -> list[SamplerStatus]:
         """One heartbeat: renew every lease, restart the dead, and return the samplers' statuses."""
         lease = self.spec.resources.fleet.lease_seconds
-        watched = [member for member in self.crew.members if self.up[member.name].is_set()]
-        results = await asyncio.gather(*(self._beat(member, lease) for member in watched))
+        up = [member for member in self.crew.members if self.up[member.name].is_set()]
+        starting = [member for member in self.crew.members if member.name in self.starting]
+        results = await asyncio.gather(
+            *(self._beat(member, lease) for member in up), *(self._keep(member, lease) for member in starting)
+        )
         return [status for status in results if status is not None]
 
     def sync(self) -> None:
@@ -136,6 +139,13 @@ class Supervisor:
                 await self._died(member, f"silent for {silent:.0f} s: {error}")
         return None
 
+    async def _keep(self, member: Member, lease: float) -> None:
+        """A large model takes longer to load than a lease lasts."""
+        try:
+            await member.link.call("renew_lease", lease, timeout_seconds=PING_TIMEOUT_SECONDS)
+        except (WorkerError, CallTimeout) as error:
+            self.journal.log.info("%s is starting: %s", member.name, error)  # if it dies, its start says so
+
     async def _died(self, member: Member, reason: str) -> None:
         if not self.up[member.name].is_set():
             return
@@ -175,9 +185,16 @@ class Supervisor:
         self.journal.event("worker_restarted", f"{member.name} is up again", worker=member.name, role=member.role)
 
     async def _start(self, member: Member) -> None:
-        await member.link.call(
-            "start", timeout_seconds=member.start_timeout_seconds + PING_TIMEOUT_SECONDS, setting=f"{member.name}.start"
-        )
+        is_data = member in (self.crew.queue, self.crew.versions)  # these are up when they answer
+        self.starting.add(member.name)
+        try:
+            await member.link.call(
+                "ping" if is_data else "start",
+                timeout_seconds=member.start_timeout_seconds + PING_TIMEOUT_SECONDS,
+                setting="resources.sampler.start_timeout_seconds",
+            )
+        finally:
+            self.starting.discard(member.name)
         if member.role == "sampler":
             self.fleet.started(member.name)
         self.up[member.name].set()
@@ -205,14 +222,14 @@ class Supervisor:
             return
         certain = verdict.outcome is canary.CanaryOutcome.PASSED
         if not certain and self.spec.resources.fleet.canary_on_cannot_tell == "stop":
-            self.fail(
-                JobFailure("canary_cannot_tell", verdict.reason, "resources.fleet.canary_on_cannot_tell")
-            )
+            self.fail(JobFailure("canary_cannot_tell", verdict.reason, "resources.fleet.canary_on_cannot_tell"))
             return
         self.fleet.proved(name, version, certain=certain)
         self.journal.event(
             "version_proved",
-            f"{name} proved version {version}" if certain else f"{name} has version {version} by digest; {verdict.reason}",
+            f"{name} proved version {version}"
+            if certain
+            else f"{name} has version {version} by digest; {verdict.reason}",
             sampler=name,
             version=version,
             digest=proof.digest,

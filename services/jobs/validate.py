@@ -22,7 +22,6 @@ from services.jobs.model_files import ModelFiles, read_model
 from services.jobs.paths import is_hub_name, is_prompt_file, resolve_paths
 from services.jobs.prepare import (
     PreparedPrompts,
-    RoundSlices,
     context_tokens,
     prepare_evaluation_prompts,
     prepare_prompts,
@@ -30,6 +29,7 @@ from services.jobs.prepare import (
 from services.jobs.prompts import read_prompts
 from services.jobs.rendering import PromptRenderer
 from services.jobs.spec import JobSpec, PromptsConfig
+from services.jobs.stream import refuse_too_few
 from workers.config import FunctionScorer
 
 
@@ -185,7 +185,7 @@ def _prompts(
         training = read_prompts(spec.prompts) if readable[0] else []
         held_out = _held_out(spec.evaluation.prompts, readable[1])
         if training:
-            _slices(spec, training)
+            refuse_too_few(len(training), spec.schedule)
         _refuse_overlap(training, held_out, warnings)
         return _summary(training, held_out), None, None
     renderer = PromptRenderer(model.folder, allow_transformers=deep)
@@ -197,7 +197,7 @@ def _prompts(
     prepared = prepare_prompts(spec, model, renderer=renderer) if readable[0] else None
     evaluation = prepare_evaluation_prompts(spec, model, renderer=renderer) if readable[1] else None
     if prepared is not None:
-        _slices(spec, prepared.prompts)
+        refuse_too_few(len(prepared), spec.schedule)
     if evaluation is not None and len(evaluation) < spec.evaluation.count:
         warnings.append(
             f"evaluation.count: {spec.evaluation.count} is more than the {len(evaluation)} held-out prompts; all are used"
@@ -221,10 +221,6 @@ def _can_render(model: ModelFiles, deep: bool, warnings: list[str]) -> bool:
 
 def _held_out(config: PromptsConfig | None, readable: bool) -> list[Prompt]:
     return read_prompts(config, key="evaluation.prompts") if config is not None and readable else []
-
-
-def _slices(spec: JobSpec, prompts: Sequence[Prompt]) -> None:
-    RoundSlices([prompt.id for prompt in prompts], spec.schedule, shuffle=spec.prompts.shuffle, seed=spec.seed)
 
 
 def _refuse_overlap(training: Sequence[Prompt], held_out: Sequence[Prompt], warnings: list[str]) -> None:

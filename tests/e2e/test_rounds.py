@@ -33,7 +33,14 @@ def test_a_job_runs_through_and_leaves_versions_samples_metrics_and_a_report(wor
     for version in versions:
         folder = outcome.paths.versions / "fast" / f"v{version.version}"
         assert adapter_digest({name: (folder / name).read_bytes() for name in ADAPTER_FILES}) == version.digest
-        assert {"win_rate", "win_rate_low", "win_rate_high", "tie_rate", "gold_win_rate", "kl_nats"} <= version.metrics.keys()
+        assert {
+            "win_rate",
+            "win_rate_low",
+            "win_rate_high",
+            "tie_rate",
+            "gold_win_rate",
+            "kl_nats",
+        } <= version.metrics.keys()
     assert sum(version.best for version in versions) == 1
 
     proofs = outcome.events("version_proved")

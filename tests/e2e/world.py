@@ -14,11 +14,12 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import yaml
 
+from learner.records import Prompt
 from services.jobs.layout import JobPaths
 from services.jobs.records import JobEvent, JobRecord
 from services.jobs.report import all_events
@@ -63,7 +64,12 @@ def build_world(root: Path) -> World:
         lines = [{"id": f"p{n}", "prompt": f"Tell me about {n * 7919 % 1000}."} for n in range(first, first + count)]
         (root / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     pairs = [
-        PreferencePair.of(f"Tell me about {n}.", "a" * (1 + n % 9), "b" * (1 + n % 7), preference_b=float(n % 2))
+        PreferencePair(
+            Prompt.of(f"pair-{n}", f"Tell me about {n}."),
+            "a" * (1 + n % 9),
+            "b" * (1 + n % 7),
+            preference_b=float(n % 2),
+        )
         for n in range(64)
     ]
     train_pairrm(TrainScorerConfig(steps=4, batch_size=16, threads=1), pairs, world.pairrm)
@@ -97,7 +103,9 @@ def job(world: World, **overrides: Any) -> dict[str, Any]:
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in changes.items():
-        result[key] = _merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        result[key] = (
+            _merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        )
     return result
 
 
@@ -112,11 +120,11 @@ class Ended:
 class Command:
     """A running `sparring` command, in a session of its own as in a terminal."""
 
-    def __init__(self, *arguments: str | Path, **environment: str) -> None:
+    def __init__(self, *arguments: str | Path, output: IO[str] | int = subprocess.PIPE, **environment: str) -> None:
         self.mark = uuid.uuid4().hex
         self.process = subprocess.Popen(
             [str(Path(sys.executable).parent / "sparring"), *map(str, arguments)],
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             text=True,
@@ -156,8 +164,8 @@ class Command:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             output, _ = self.process.communicate()
-            raise AssertionError(f"the command did not end in {seconds} s:\n{output[-4000:]}") from None
-        return Ended(self.process.returncode, output)
+            raise AssertionError(f"the command did not end in {seconds} s:\n{(output or '')[-4000:]}") from None
+        return Ended(self.process.returncode, output or "")
 
 
 def run_job(folder: Path, spec: dict[str, Any], **environment: str) -> Ended:

@@ -70,18 +70,23 @@ class World:
 def worlds(draw: st.DrawFn) -> World:
     groups = draw(st.integers(1, 9))
     staleness = draw(st.integers(0, 3))
-    office = TicketOffice(groups, staleness, draw(st.integers(1, 4)), whole_waves=staleness == 0 and draw(st.booleans()))
+    office = TicketOffice(
+        groups, staleness, draw(st.integers(1, 4)), whole_waves=staleness == 0 and draw(st.booleans())
+    )
     return World(office, draw(st.integers(1, groups)))
 
 
 EVENTS = st.lists(
-    st.tuples(st.sampled_from(["grant", "arrive", "arrive", "lose", "learn", "crash"]), st.integers(0, 50)), max_size=150
+    st.tuples(st.sampled_from(["grant", "arrive", "arrive", "lose", "learn", "crash"]), st.integers(0, 50)),
+    max_size=150,
 )
 
 
 @given(worlds(), EVENTS)
 @settings(max_examples=300, deadline=None)
-def test_no_order_of_events_stalls_the_learner_or_exceeds_the_bound(world: World, events: list[tuple[str, int]]) -> None:
+def test_no_order_of_events_stalls_the_learner_or_exceeds_the_bound(
+    world: World, events: list[tuple[str, int]]
+) -> None:
     for name, which in events:
         if name in ("arrive", "lose"):
             getattr(world, name)(which)

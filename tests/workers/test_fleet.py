@@ -72,7 +72,11 @@ def test_a_proof_that_could_not_tell_is_counted() -> None:
     assert f.as_metrics()["canary_cannot_tell_total"] == 1
 
 
-@given(st.lists(st.tuples(st.sampled_from(["started", "died", "proved", "failed", "load"]), st.integers(0, 2)), max_size=60))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["started", "died", "proved", "failed", "load"]), st.integers(0, 2)), max_size=60
+    )
+)
 def test_a_sampler_serves_only_between_its_proof_and_its_death_or_fence(events: list[tuple[str, int]]) -> None:
     f = fleet("s0", "s1", "s2")
     proven: dict[str, int | None] = dict.fromkeys(f.names)

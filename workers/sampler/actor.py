@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from learner.records import (
+    ADAPTER_FILES,
     Answer,
     AnswerSource,
     Module,
@@ -31,6 +32,7 @@ from workers.config import SamplingConfig
 from workers.messages import EvaluationAnswer, EvaluationItem, GroupFailure, LoadProof, SamplerStatus
 from workers.sampler.engine import EngineConfig, GeneratedAnswer, SamplerEngine
 from workers.sampler.errors import EngineDied
+from workers.versions.cache import VersionCache
 
 T = TypeVar("T")
 
@@ -45,6 +47,7 @@ class SamplerSetup:
     Attributes:
         scorers: names of the scorer actors; a group goes to one of them by its index.
         versions: name of the version store's actor.
+        cache: folder on this machine that versions' bytes are kept in.
         in_order: enqueue each batch of tickets in order while the scheduler is held (rule 8).
         keep_versions: newest versions that stay loaded, besides those that running requests name.
     """
@@ -52,6 +55,7 @@ class SamplerSetup:
     name: str
     job_id: str
     logs: Path
+    cache: Path
     engine: EngineConfig
     sampling: SamplingConfig
     scorers: tuple[str, ...]
@@ -80,6 +84,7 @@ class SamplerWorker(LeasedWorker):
         )
         self.scorers = [Link(name) for name in setup.scorers]
         self.store = Link(setup.versions)
+        self.cache = VersionCache(setup.cache)
         self.writing: dict[str, asyncio.Task[None]] = {}
         self.failures: dict[str, GroupFailure] = {}
         self.digests: dict[int, str] = {}
@@ -107,7 +112,7 @@ class SamplerWorker(LeasedWorker):
         manifest: VersionManifest = await self.store.call("manifest", self.setup.module, version)
         if version not in self.digests:
             await self._make_room(version)
-            files = await self.store.call("adapter_files", self.setup.module, version)
+            files = await self._adapter_files(manifest)
             self.digests[version] = await self._guarded(self.engine.load_version(manifest, files))
         measured = await self._guarded(
             self.engine.text_logprobs([text.token_ids for text in manifest.canary], version, self.setup.module)
@@ -136,7 +141,7 @@ class SamplerWorker(LeasedWorker):
             for ticket in fresh:
                 task = asyncio.create_task(self._write(ticket), name=ticket.group_id)
                 self.writing[ticket.group_id] = task
-                task.add_done_callback(lambda _, group_id=ticket.group_id: self.writing.pop(group_id, None))
+                task.add_done_callback(self._written)
             if self.setup.in_order:
                 await self.engine.enqueued(len(fresh) * self.setup.sampling.answers)
         finally:
@@ -158,7 +163,9 @@ class SamplerWorker(LeasedWorker):
                 await self.load(needed)
         answers = await asyncio.gather(
             *(
-                self._generate(f"evaluation-{version}-{number}-{item.seed}", item.prompt_token_ids, version, item.seed, 1)
+                self._generate(
+                    f"evaluation-{version}-{number}-{item.seed}", item.prompt_token_ids, version, item.seed, 1
+                )
                 for number, item in enumerate(items)
             )
         )
@@ -228,6 +235,9 @@ class SamplerWorker(LeasedWorker):
             self.log.exception("group %s failed", ticket.group_id)
             self._fail(ticket, stage, f"{type(error).__name__}: {error}")
 
+    def _written(self, task: asyncio.Task[None]) -> None:
+        self.writing.pop(task.get_name(), None)
+
     def _fail(self, ticket: Ticket, stage: Stage, reason: str) -> None:
         self.failures[ticket.group_id] = GroupFailure(
             group_id=ticket.group_id, attempt=ticket.attempt, stage=stage, reason=reason
@@ -289,6 +299,14 @@ class SamplerWorker(LeasedWorker):
             seed=answer.seed,
             sampler=self.setup.name,
         )
+
+    async def _adapter_files(self, manifest: VersionManifest) -> dict[str, bytes]:
+        """A version's adapter from this machine's cache, or from the store; digest-checked either way (rule 13)."""
+        missing, files = self.cache.look(manifest, ADAPTER_FILES)
+        if missing:
+            fetched = await self.store.call("files", manifest.module, manifest.version, missing)
+            files |= self.cache.keep(manifest, fetched, missing)
+        return files
 
     async def _make_room(self, version: int) -> None:
         """Unload versions that are neither among the newest nor named by a running request."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -49,7 +50,7 @@ class ScorerSetup:
     resources: ScorerResources
     gold: str | None
     pairing: PairingConfig
-    truncated: str
+    truncated: Literal["keep", "drop", "penalise"]
     queue: str
     put_timeout_seconds: float
     alone: bool
