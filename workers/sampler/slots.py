@@ -71,7 +71,9 @@ class AdapterSlots:
         """
         slot = self._get(module, version)
         if slot.running:
-            raise VersionInUse(f"{slot.name} is named by {slot.running} running requests; unload it when they have finished")
+            raise VersionInUse(
+                f"{slot.name} is named by {slot.running} running requests; unload it when they have finished"
+            )
         return slot
 
     @contextmanager
@@ -95,7 +97,11 @@ class AdapterSlots:
 
     def versions(self, module: Module) -> dict[int, str]:
         """Version to adapter digest, of the versions that can be named by requests."""
-        return {version: slot.digest for (owner, version), slot in sorted(self._slots.items()) if owner == module and slot.ready}
+        return {
+            version: slot.digest
+            for (owner, version), slot in sorted(self._slots.items())
+            if owner == module and slot.ready
+        }
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -104,5 +110,7 @@ class AdapterSlots:
         slot = self._slots.get((module, version))
         if slot is None or not slot.ready:
             held = ", ".join(slot.name for slot in self._slots.values() if slot.ready) or "none"
-            raise VersionNotLoaded(f"version {version} of {module} is not loaded in this sampler (loaded: {held}); load it first")
+            raise VersionNotLoaded(
+                f"version {version} of {module} is not loaded in this sampler (loaded: {held}); load it first"
+            )
         return slot
