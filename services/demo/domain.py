@@ -24,15 +24,21 @@ from learner.seeds import derive_seed
 class Topic:
     """One subject of the help desk.
 
-    ``cue`` is a word that every question of the topic, and no question of another, contains. ``questions`` hold ``{key}``,
-    ``statements`` hold ``{key}`` and ``{value}``.
+    ``cue`` is a word that every question of the topic, and no question of another, contains. ``facts`` maps keys to right values,
+    ``mistakes`` are values that are right for no key. ``questions`` hold ``{key}``, ``statements`` hold ``{key}`` and ``{value}``.
     """
 
     name: str
     cue: str
     facts: MappingProxyType[str, str]
+    mistakes: tuple[str, ...]
     questions: tuple[str, ...]
     statements: tuple[str, ...]
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Every value that an answer may name, the right ones first."""
+        return (*dict.fromkeys(self.facts.values()), *self.mistakes)
 
 
 class Fact(NamedTuple):
@@ -48,9 +54,14 @@ class Fact(NamedTuple):
 
 
 def _topic(
-    name: str, cue: str, facts: dict[str, str], questions: tuple[str, ...], statements: tuple[str, ...]
+    name: str,
+    cue: str,
+    facts: dict[str, str],
+    mistakes: tuple[str, ...],
+    questions: tuple[str, ...],
+    statements: tuple[str, ...],
 ) -> Topic:
-    return Topic(name, cue, MappingProxyType(facts), questions, statements)
+    return Topic(name, cue, MappingProxyType(facts), mistakes, questions, statements)
 
 
 UNSEEN_TOPIC = "parking"
@@ -59,7 +70,15 @@ TOPICS: tuple[Topic, ...] = (
     _topic(
         "opening hours",
         "open",
-        {"Monday": "nine", "Tuesday": "seven", "Wednesday": "ten", "Thursday": "eight", "Friday": "six", "Saturday": "noon"},
+        {
+            "Monday": "nine",
+            "Tuesday": "nine",
+            "Wednesday": "eight",
+            "Thursday": "eight",
+            "Friday": "noon",
+            "Saturday": "noon",
+        },
+        ("midnight", "dawn", "sunset"),
         (
             "When do you open on {key}?",
             "At what time does the shop open on {key}?",
@@ -71,7 +90,8 @@ TOPICS: tuple[Topic, ...] = (
     _topic(
         "delivery",
         "parcel",
-        {"Spain": "train", "France": "van", "Italy": "ship", "Norway": "plane", "Poland": "bus", "Ireland": "ferry"},
+        {"Spain": "train", "Italy": "train", "France": "van", "Poland": "van", "Norway": "ship", "Ireland": "ship"},
+        ("balloon", "rocket", "camel"),
         (
             "How does my parcel go to {key}?",
             "My parcel is for {key}, how is it sent?",
@@ -83,7 +103,8 @@ TOPICS: tuple[Topic, ...] = (
     _topic(
         "passwords",
         "password",
-        {"shop": "menu", "mail": "portal", "phone": "settings", "wallet": "app", "forum": "profile", "printer": "screen"},
+        {"shop": "menu", "forum": "menu", "mail": "app", "wallet": "app", "phone": "settings", "printer": "settings"},
+        ("kitchen", "cellar", "attic"),
         (
             "Where do I reset the {key} password?",
             "I lost my {key} password, where can I reset it?",
@@ -95,7 +116,8 @@ TOPICS: tuple[Topic, ...] = (
     _topic(
         "refunds",
         "refund",
-        {"shoes": "cash", "books": "card", "lamps": "voucher", "toys": "transfer", "coats": "cheque", "games": "credit"},
+        {"shoes": "cash", "coats": "cash", "books": "card", "games": "card", "lamps": "voucher", "toys": "voucher"},
+        ("coffee", "feathers", "magic"),
         (
             "How do I get a refund for {key}?",
             "Do I get a refund for {key}, and how?",
@@ -107,7 +129,8 @@ TOPICS: tuple[Topic, ...] = (
     _topic(
         "invoices",
         "invoice",
-        {"hotel": "Brown", "office": "Green", "garden": "Miller", "school": "Taylor", "farm": "Cooper", "bank": "Walker"},
+        {"hotel": "Brown", "bank": "Brown", "office": "Green", "school": "Green", "garden": "Miller", "farm": "Miller"},
+        ("Santa", "Dracula", "nobody"),
         (
             "Who sends the {key} invoice?",
             "I need the {key} invoice, who has it?",
@@ -119,7 +142,8 @@ TOPICS: tuple[Topic, ...] = (
     _topic(
         "appointments",
         "appointment",
-        {"doctor": "two", "nurse": "five", "lawyer": "three", "trainer": "one", "manager": "four", "tailor": "seven"},
+        {"doctor": "two", "nurse": "two", "lawyer": "three", "trainer": "three", "manager": "four", "tailor": "four"},
+        ("zero", "ninety", "million"),
         (
             "Which room is my {key} appointment in?",
             "I have a {key} appointment, which room is it?",
@@ -131,7 +155,8 @@ TOPICS: tuple[Topic, ...] = (
     _topic(
         "warranty",
         "warranty",
-        {"kettle": "two", "fridge": "five", "oven": "six", "radio": "one", "camera": "three", "heater": "four"},
+        {"kettle": "two", "heater": "two", "fridge": "five", "camera": "five", "oven": "six", "radio": "six"},
+        ("zero", "ninety", "thousand"),
         (
             "How many years of warranty has the {key}?",
             "My {key} broke, how long is the warranty?",
@@ -143,7 +168,8 @@ TOPICS: tuple[Topic, ...] = (
     _topic(
         UNSEEN_TOPIC,
         "park",
-        {"vans": "red", "bikes": "blue", "guests": "white", "trucks": "black", "buses": "grey", "families": "yellow"},
+        {"vans": "red", "trucks": "red", "bikes": "blue", "guests": "blue", "buses": "white", "families": "white"},
+        ("lava", "secret", "invisible"),
         (
             "Where do {key} park?",
             "On which level can {key} park?",
@@ -155,16 +181,15 @@ TOPICS: tuple[Topic, ...] = (
 )
 
 NAMES = ("Anna", "Ben", "Carla", "David", "Emma", "Frank", "Grace", "Henry", "Ida", "Jack", "Kate", "Leo")
-HELLOS = ("", "Hi, ", "Hello, ", "Good morning, ", "Excuse me, ")
+HELLOS = ("", "Hi, ", "Hello, ", "Good morning, ")
 
-POLITE_OPENINGS = ("Thank you for asking!", "Good day!", "Thanks for your message!", "Glad to help!")
-RUDE_OPENINGS = ("Not again.", "What a silly question.", "Ugh.", "You should know that.")
-POLITE_CLOSINGS = ("Have a nice day!", "Kind regards.", "You are welcome any time!", "Please ask us again!")
-RUDE_CLOSINGS = ("Now go away.", "Do not bother us again.", "Read the sign next time.")
+POLITE_OPENINGS = ("Thank you for asking!", "Good day!", "Glad to help!")
+RUDE_OPENINGS = ("Not again.", "What a silly question.", "Ugh.")
+POLITE_CLOSINGS = ("Have a nice day!", "Kind regards.", "You are welcome!")
+RUDE_CLOSINGS = ("Now go away.", "Read the sign next time.")
 RAMBLINGS = (
-    "By the way, the weather is not so good and we all had tea.",
-    "So many people write to us and some of them write long letters.",
-    "I could say a lot more about it, but that is a long story.",
+    "By the way, the weather is so bad today.",
+    "So many people write us long letters about that.",
 )
 EVASIONS = ("I do not know that.", "Maybe somebody else can tell you.")
 
@@ -175,7 +200,7 @@ def word_list() -> frozenset[str]:
         *NAMES, *HELLOS, "here", *POLITE_OPENINGS, *RUDE_OPENINGS, *POLITE_CLOSINGS, *RUDE_CLOSINGS, *RAMBLINGS, *EVASIONS
     ]  # fmt: skip
     for topic in TOPICS:
-        texts += [*topic.facts, *topic.facts.values(), *topic.questions, *topic.statements]
+        texts += [*topic.facts, *topic.values, *topic.questions, *topic.statements]
     joined = " ".join(texts).replace("{key}", " ").replace("{value}", " ")
     return frozenset(split_words(joined))
 
@@ -242,21 +267,41 @@ def prompt_sets(seed: int) -> PromptSets:
     return PromptSets(tuple(train), tuple(evaluation), tuple(unseen), tuple(unseen_building))
 
 
+@dataclass(frozen=True)
+class AnswerParts:
+    """An answer before it is written out: an opening and a closing, either may be empty, and what it says in between."""
+
+    opening: str
+    statement: str
+    closing: str
+
+    @property
+    def text(self) -> str:
+        """The answer."""
+        return " ".join(part for part in (self.opening, self.statement, self.closing) if part)
+
+
+def draw_answer(fact: Fact, rng: random.Random) -> AnswerParts:
+    """An answer of mixed quality: right, wrong or evasive; polite, plain or rude; short or rambling; each drawn apart."""
+    opening = _one_of(rng, ((0.30, POLITE_OPENINGS), (0.40, ("",)), (0.30, RUDE_OPENINGS)))
+    closing = _one_of(rng, ((0.25, POLITE_CLOSINGS), (0.35, ("",)), (0.15, RUDE_CLOSINGS), (0.25, RAMBLINGS)))
+    return AnswerParts(opening, draw_statement(fact, rng), closing)
+
+
+def draw_statement(fact: Fact, rng: random.Random) -> str:
+    """What an answer says: right half of the time, else a value that is right for no key or for another one, now and then nothing."""
+    content = rng.choices(("right", "mistake", "confused", "evasive"), (0.48, 0.32, 0.12, 0.08))[0]
+    if content == "evasive":
+        return rng.choice(EVASIONS)
+    values = {
+        "right": (fact.value,),
+        "mistake": fact.topic.mistakes,
+        "confused": tuple(value for value in dict.fromkeys(fact.topic.facts.values()) if value != fact.value),
+    }[content]
+    return rng.choice(fact.topic.statements).format(key=fact.key, value=rng.choice(values))
+
+
 def _one_of(rng: random.Random, weighted: Sequence[tuple[float, tuple[str, ...]]]) -> str:
     """A text of one of the kinds, the kind by its weight and the text evenly."""
     (kind,) = rng.choices([texts for _, texts in weighted], [weight for weight, _ in weighted])
     return rng.choice(kind)
-
-
-def write_answer(fact: Fact, rng: random.Random) -> str:
-    """An answer of mixed quality: right, wrong or evasive; polite, plain or rude; short or rambling; each drawn apart."""
-    content = rng.choices(("right", "wrong", "evasive"), (0.5, 0.42, 0.08))[0]
-    if content == "evasive":
-        statement = rng.choice(EVASIONS)
-    else:
-        wrong = [value for value in fact.topic.facts.values() if value != fact.value]
-        value = fact.value if content == "right" else rng.choice(wrong)
-        statement = rng.choice(fact.topic.statements).format(key=fact.key, value=value)
-    opening = _one_of(rng, ((0.30, POLITE_OPENINGS), (0.40, ("",)), (0.30, RUDE_OPENINGS)))
-    closing = _one_of(rng, ((0.25, POLITE_CLOSINGS), (0.35, ("",)), (0.15, RUDE_CLOSINGS), (0.25, RAMBLINGS)))
-    return " ".join(part for part in (opening, statement, closing) if part)

@@ -50,7 +50,7 @@ class Marks:
     @property
     def total(self) -> float:
         """The answer's reward."""
-        return self.correct + self.polite + self.concise + self.well_written
+        return round(self.correct + self.polite + self.concise + self.well_written, 6)
 
 
 def reward(prompt: Prompt, answers: Sequence[str]) -> list[float]:
@@ -73,7 +73,7 @@ def mark(question: str, answer: str) -> Marks:
 def _correct(fact: Fact | None, answer: str) -> float:
     if fact is None:
         return 0.0
-    values = {value.lower() for value in fact.topic.facts.values()}
+    values = {value.lower() for value in fact.topic.values}
     keys = {key.lower() for key in fact.topic.facts}
     stated = False
     for sentence in re.split(r"[.!?\n]", answer):
