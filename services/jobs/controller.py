@@ -66,6 +66,8 @@ class JobController:
             self._failed("invalid_job", str(error), None)
         except JobFailure as failure:
             self._failed(failure.code, failure.message, failure.param)
+        except TimeoutError as error:  # its message names the setting
+            self._failed("timeout", str(error), None)
         except Exception as error:  # the job must not hang in `running` because of a fault of ours
             self.log.exception("the job failed")
             self._failed("internal_error", f"{type(error).__name__}: {error}", None)

@@ -98,10 +98,18 @@ class SelfPlayLoop:
                     break
             self.intake.open.clear()
             await self._evaluate_if_due(last=True)
+            await self._tidy()
         finally:
             admitting.cancel()
             if self.evaluating is not None:
                 self.evaluating.cancel()
+
+    async def _tidy(self) -> None:
+        """Remove the versions that the job was told not to keep. Version 0 stays: it is what win rates and resuming refer to."""
+        if self.spec.output.keep_versions == "best-and-newest":
+            best = self.journal.store.get(self.journal.job_id).best_version
+            keep = {0, self.version} | ({best} if best is not None else set())
+            await self.crew.versions.link.call("retain", "fast", sorted(keep))
 
     async def _take_up(self) -> None:
         """Go on from the newest version: where a job starts, that is version 0."""
@@ -147,10 +155,8 @@ class SelfPlayLoop:
                 if manifest.version > self.version:  # the commit went through, only its answer was lost
                     break
         self.journal.version(manifest)
-        self.round_metrics |= {
-            "publish_seconds": self.clock() - publishing,
-            "round_seconds": self.clock() - began,
-        }
+        self.round_metrics |= {"publish_seconds": self.clock() - publishing, "round_seconds": self.clock() - began}
+        self.round_metrics |= await self._signal_health()
         self._new_version(manifest)
         return True
 
@@ -167,6 +173,15 @@ class SelfPlayLoop:
             except (WorkerDied, WorkerUnavailable) as error:
                 self.journal.log.info("the learner cannot go back yet: %s", error)
                 await asyncio.sleep(TICK_SECONDS)
+
+    async def _signal_health(self) -> dict[str, float]:
+        """How healthy the preference signal was since the version before; nothing while a scorer is being restarted."""
+        try:
+            health: dict[str, float] = await self.crew.scorers[0].link.call("metrics")
+            return health
+        except WorkerError as error:
+            self.journal.log.warning("no metrics of the scorer: %s", error)
+            return {}
 
     async def _learn_passes(self, began: float) -> int:
         """All optimizer steps of one version. Returns how many groups were learned from."""
