@@ -66,7 +66,7 @@ def bootstrap(venv: Path, dev: bool, project: bool) -> None:
     locks = [ROOT / "requirements" / f"{accelerator}.txt"]
     if dev:
         locks.append(ROOT / "requirements" / "dev.txt")
-    stamp = fingerprint([*locks, ROOT / "pyproject.toml", Path(__file__)], "project" if project else "")
+    stamp = fingerprint([*locks, Path(__file__), *([ROOT / "pyproject.toml"] if project else [])])
     stamp_file = venv / STAMP
     previous = stamp_file.read_text().splitlines() if stamp_file.is_file() else []
     kind = f"{accelerator} in {venv}"
@@ -260,9 +260,9 @@ def count(lock: Path) -> int:
     return sum("==" in line for line in lock.read_text().splitlines())
 
 
-def fingerprint(files: list[Path], variant: str) -> str:
+def fingerprint(files: list[Path]) -> str:
     """Digest of everything that the environment is made from."""
-    digest = hashlib.sha256(variant.encode())
+    digest = hashlib.sha256()
     for path in files:
         if not path.is_file():
             raise SetupError(f"{path} is missing; this is not a whole copy of the repository.")
