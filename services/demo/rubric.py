@@ -2,9 +2,9 @@
 
 In words, for one answer to one question of the help desk:
 
-* **Correct, 0 to 5 points.** 5 when a sentence states the right value, and no sentence names another value of the same fact sheet
-  or another key than the one that was asked for. A value in a sentence with "not", "never" or "no" is not stated. 1 when
-  nothing is stated. 0 when anything wrong is named, the right value beside it included, so that listing all values does not help.
+* **Correct, 0 to 5 points.** 5 when a sentence states the fact in one of the desk's wordings ("We open at noon on Saturday"), without
+  "not", "never" or "no", and the answer names no other value of the same fact sheet and no other key than the one that was asked for.
+  0 when anything wrong is named, the right value beside it included, so that listing all values does not help. 1 otherwise.
 * **Polite, -6 to 3 points.** 2 for one courtesy, 3 for two different ones, no more for further ones. 3 off for each rude remark, at most two.
 * **Concise, -3 to 2 points.** 2, less a tenth for each word. An answer of fewer than four words is no sentence and gets 0.
 * **Well written, -4 to 0 points.** Off: 0.5 for each word that the desk does not know, 0.5 for each run of three words that came
@@ -73,16 +73,16 @@ def mark(question: str, answer: str) -> Marks:
 def _correct(fact: Fact | None, answer: str) -> float:
     if fact is None:
         return 0.0
-    values = {value.lower() for value in fact.topic.values}
-    keys = {key.lower() for key in fact.topic.facts}
-    stated = False
+    named = set(split_words(answer))
+    right = {fact.value.lower(), fact.key.lower()}
+    if named & {word.lower() for word in (*fact.topic.values, *fact.topic.facts)} - right:
+        return 0.0
+    wordings = [tuple(split_words(text.format(key=fact.key, value=fact.value))) for text in fact.topic.statements]
     for sentence in re.split(r"[.!?\n]", answer):
-        words = set(split_words(sentence))
-        if words & values - {fact.value.lower()} or words & keys - {fact.key.lower()}:
-            return 0.0
-        if fact.value.lower() in words and not words & NEGATIONS:
-            stated = True
-    return 5.0 if stated else 1.0
+        words = split_words(sentence)
+        if not NEGATIONS.intersection(words) and any(_contains(words, wording) for wording in wordings):
+            return 5.0
+    return 1.0
 
 
 def _polite(words: list[str]) -> float:
