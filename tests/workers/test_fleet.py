@@ -95,8 +95,8 @@ def test_a_sampler_serves_only_between_its_proof_and_its_death_or_fence(events: 
             f.proved(name, count)
             proven[name] = count
         elif event == "failed" and state in (SamplerState.STALE, SamplerState.READY):
-            if f.failed_proof(name) in (Action.FENCE, Action.STOP):
-                proven[name] = None
+            fenced = f.failed_proof(name) in (Action.FENCE, Action.STOP)
+            proven[name] = None if fenced else proven[name]
         for version in range(len(events) + 1):
             assert f.serving(version) == [n for n in f.names if proven[n] == version]
 
