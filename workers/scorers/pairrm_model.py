@@ -44,8 +44,7 @@ def new_pairrm(pair_tokenizer: PairTokenizer, *, dropout: float, **architecture:
         attention_probs_dropout_prob=dropout,
         pad_token_id=pair_tokenizer.pad_id,
         # DeBERTa's own 0.02 suits a width of 1024. In a narrow model it leaves attention uniform and learning starts late.
-        initializer_range=architecture["hidden_size"] ** -0.5,
-        **architecture,
+        **{"initializer_range": architecture["hidden_size"] ** -0.5, **architecture},
     )
     _complete(config, pair_tokenizer, tasks=1, dropout=dropout)
     return DebertaV2PairRM(config)
