@@ -21,7 +21,7 @@ from learner.records import FinishReason, SamplingParameters
 from tests.workers import sampler_world as world
 from workers.sampler.engine import EngineConfig, GeneratedAnswer, SamplerEngine
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 TOLERANCE = 1e-3
 END, OTHER_END = 258, 259

@@ -18,7 +18,7 @@ from tests.workers import sampler_world as world
 from workers.sampler.engine import EngineConfig, GeneratedAnswer, SamplerEngine
 from workers.sampler.errors import AdapterRejected, DigestMismatch, EngineDied, VersionInUse, VersionNotLoaded
 
-pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
 SAMPLING = SamplingParameters(temperature=1.0, top_p=1.0, top_k=0, max_tokens=24)
 TEXTS = [[257, *((7 * place + 3 * text) % 256 for place in range(12 + text))] for text in range(4)]
@@ -242,6 +242,12 @@ async def test_a_prompt_that_fills_the_context_is_refused(engine: SamplerEngine)
         await engine.generate(
             request_id="long", prompt_token_ids=[257] * 256, version=0, sampling=SAMPLING, seed=0, answers=2
         )
+
+
+async def test_a_token_that_the_model_lacks_is_refused_and_harms_nothing(engine: SamplerEngine) -> None:
+    with pytest.raises(InputError, match="out of vocabulary"):
+        await engine.text_logprobs([[257, 5000]], 0)
+    assert len(await write(engine, 0)) == 3
 
 
 async def test_it_counts_what_it_wrote(engine: SamplerEngine) -> None:

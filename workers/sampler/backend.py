@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from learner.errors import InputError
 from workers.sampler import environment
 from workers.sampler.errors import EngineDied, SamplerError
 from workers.sampler.settings import EngineConfig, EngineInfo, batch_tokens, engine_arguments
@@ -30,6 +31,7 @@ class Backend:
         self.engine: Any = None
         self.processes: set[psutil.Process] = set()
         self._closed = False
+        self._death: asyncio.Task[None] | None = None
         self._enqueueing = asyncio.Lock()
 
     async def start(self) -> None:
@@ -44,6 +46,7 @@ class Backend:
         building = asyncio.get_running_loop().run_in_executor(thread, self._build)
         try:
             self.engine = await asyncio.shield(building)
+            self._death = asyncio.create_task(self._watch(), name="sampler-death")
             await self.alive(self.engine.collective_rpc("sparring_prepare"))
             await self.alive(self.engine.get_supported_tasks())
         except asyncio.CancelledError:
@@ -60,14 +63,21 @@ class Backend:
         self._closed = True
         if self.engine is None:
             return
+        if self._death is not None:
+            await self._death  # every call in progress ends with it
         engine, self.engine = self.engine, None
         await asyncio.to_thread(engine.shutdown)
-        engine.shutdown = lambda timeout=None: None  # its __del__ calls it again at the interpreter's end, and complains
+        engine.shutdown = _nothing  # its __del__ calls it again at the interpreter's end, and complains
 
     @property
     def dead(self) -> bool:
         """Whether it can answer no more."""
         return self._closed or (self.engine is not None and bool(self.engine.errored))
+
+    async def _watch(self) -> None:
+        """One watch for all calls: ends when vLLM is dead."""
+        while not self.dead:
+            await asyncio.sleep(DEATH_POLL_SECONDS)
 
     async def alive(self, work: Awaitable[T]) -> T:
         """Await ``work``, but not beyond vLLM's death: a call to a dead process would wait for ever.
@@ -78,11 +88,12 @@ class Backend:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         task = asyncio.ensure_future(work)
+        if self._death is None:
+            raise EngineDied("the sampler's engine is not running; start it first")
         try:
-            while not task.done():
-                await asyncio.wait({task}, timeout=DEATH_POLL_SECONDS)
-                if self.dead and not task.done():
-                    raise EngineDied(DEATH_MESSAGE)
+            await asyncio.wait({task, self._death}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise EngineDied(DEATH_MESSAGE)
             return task.result()
         except EngineDeadError as error:
             raise EngineDied(DEATH_MESSAGE) from error
@@ -97,11 +108,18 @@ class Backend:
         """Hand a request to vLLM and wait for its answers, which come together.
 
         The order in which calls begin is the order in which vLLM gets them. Cancelling it aborts the request.
+
+        Raises:
+            InputError: vLLM refuses the request.
         """
+        from vllm.exceptions import VLLMValidationError
         from vllm.inputs.engine import tokens_input
 
-        async with self._enqueueing:
-            queue = await self.engine.add_request(request_id, tokens_input(token_ids), params, lora_request=lora)
+        try:
+            async with self._enqueueing:
+                queue = await self.engine.add_request(request_id, tokens_input(token_ids), params, lora_request=lora)
+        except VLLMValidationError as error:
+            raise InputError(f"request {request_id}: {error}") from error
         on_enqueued()
         try:
             output = queue.get_nowait() or await queue.get()
@@ -153,6 +171,10 @@ class Backend:
             context = self.config.max_model_len or arguments.create_model_config().max_model_len
             arguments.max_num_batched_tokens = batch_tokens(self.config, context)
         return AsyncLLM.from_engine_args(arguments)
+
+
+def _nothing(timeout: float | None = None) -> None:
+    pass
 
 
 def _descendants() -> set[psutil.Process]:

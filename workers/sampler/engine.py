@@ -103,6 +103,7 @@ class SamplerEngine:
                 f"{manifest.name}: adapter rank {manifest.rank} is more than this sampler's {self.config.lora_rank}; "
                 "restart the job with adapters.rank at least as high"
             )
+        self._started()
         async with self._loading:
             started = time.monotonic()
             slot = self.slots.reserve(module, manifest.version, manifest.name)
@@ -135,6 +136,7 @@ class SamplerEngine:
             VersionNotLoaded: it is not loaded.
             VersionInUse: a running request names it.
         """
+        self._started()
         async with self._loading:
             slot = self.slots.removable(module, version)
             self.slots.drop(module, version)  # before the engine's reply, so that no request can name it any more
@@ -296,7 +298,7 @@ class SamplerEngine:
         """The final output of one request, under a version or the bare base."""
         from vllm.lora.request import LoRARequest
 
-        context = self.backend.engine.model_config.max_model_len
+        context = self._started().max_model_len
         if len(token_ids) >= context:
             raise InputError(
                 f"{len(token_ids)} tokens leave no room in a context of {context}; shorten the prompt, "

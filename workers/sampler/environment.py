@@ -19,6 +19,9 @@ def prepare(*, gpus: float, threads: int, cache_dir: Path | None) -> None:
         settings["OMP_NUM_THREADS"] = str(threads)
         settings["MKL_NUM_THREADS"] = str(threads)
         settings["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        # With adapters vLLM runs the model without compilation here anyway; what is left is a helper of the log-probabilities, whose
+        # compilation costs the first request seconds and needs a C++ compiler on the user's machine.
+        settings["TORCH_COMPILE_DISABLE"] = "1"
     if cache_dir is not None:
         settings["VLLM_CACHE_ROOT"] = str(cache_dir / "vllm")
         settings["TRITON_CACHE_DIR"] = str(cache_dir / "triton")
