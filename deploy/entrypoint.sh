@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What a container of the image does:
 #
-#   ray-head   the cluster's first Ray node; it offers this machine's processors and graphics cards
+#   ray-head   the cluster's first Ray node; it offers this machine's processors and graphics cards, and keeps the jobs' data
 #   api        the REST API, on a Ray node of its own that offers nothing (SPARRING_RAY_ADDRESS names the head)
 #   anything else is run as it stands, e.g. `sparring validate job.yaml`
 set -euo pipefail
@@ -9,6 +9,12 @@ set -euo pipefail
 # A node is reached by the others at its address on the private network.
 ray_node() {
     ray start --node-ip-address="$(hostname -i | cut -d' ' -f1)" --disable-usage-stats "$@"
+}
+
+# sparring_data: queue, version store and job data of every job live on this node.
+ray_head() {
+    ray_node --head --port=6379 --include-dashboard=false --resources='{"sparring_data": 1}' \
+        --object-store-memory="${SPARRING_OBJECT_STORE_BYTES:-1073741824}" --block "$@"
 }
 
 # The first of: SPARRING_API_KEY, the file that SPARRING_API_KEY_FILE names, a key made at first start and kept with the data.
@@ -39,12 +45,12 @@ api() {
         fi
         sleep 1
     done
-    ray_node --address="$head" --num-cpus=0 --num-gpus=0
+    ray_node --address="$head" --num-cpus=0 --num-gpus=0 --object-store-memory=268435456
     exec sparring serve --host 0.0.0.0 --port 8700
 }
 
 case ${1:-} in
-    ray-head) ray_node --head --port=6379 --include-dashboard=false --block "${@:2}" ;;
+    ray-head) ray_head "${@:2}" ;;
     api) api ;;
     *) exec "$@" ;;
 esac
