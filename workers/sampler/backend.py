@@ -66,6 +66,8 @@ class Backend:
         if self._death is not None:
             await self._death  # every call in progress ends with it
         engine, self.engine = self.engine, None
+        if engine.output_handler is not None:
+            engine.output_handler.cancel()  # or it logs the end that is meant as a failure
         await asyncio.to_thread(engine.shutdown)
         engine.shutdown = _nothing  # its __del__ calls it again at the interpreter's end, and complains
 
