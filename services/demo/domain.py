@@ -290,7 +290,7 @@ def draw_answer(fact: Fact, rng: random.Random) -> AnswerParts:
 
 def draw_statement(fact: Fact, rng: random.Random) -> str:
     """What an answer says: right half of the time, else a value that is right for no key or for another one, now and then nothing."""
-    content = rng.choices(("right", "mistake", "confused", "evasive"), (0.48, 0.32, 0.12, 0.08))[0]
+    content = rng.choices(("right", "mistake", "confused", "evasive"), (0.48, 0.38, 0.06, 0.08))[0]
     if content == "evasive":
         return rng.choice(EVASIONS)
     values = {

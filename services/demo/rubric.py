@@ -6,11 +6,11 @@ In words, for one answer to one question of the help desk:
   "not", "never" or "no", and the answer names no other value of the same fact sheet and no other key than the one that was asked for.
   0 when anything wrong is named, the right value beside it included, so that listing all values does not help. 1 otherwise.
 * **Polite, -6 to 3 points.** 2 for one courtesy, 3 for two different ones, no more for further ones. 3 off for each rude remark, at most two.
-* **Concise, -3 to 2 points.** 2, less a tenth for each word. An answer of fewer than four words is no sentence and gets 0.
+* **Concise, -3 to 2 points.** 2 up to twelve words, a quarter less for each further word. Fewer than four words are no sentence: 0.
 * **Well written, -4 to 0 points.** Off: 0.5 for each word that the desk does not know, 0.5 for each run of three words that came
   before, 0.5 for not ending like a sentence.
 
-The best answer greets, states the fact in one sentence and closes politely: about 9 points. On prompts that are not the desk's
+The best answer greets, states the fact in one sentence and closes politely: about 10 points. On prompts that are not the desk's
 questions nothing can be correct, and the other three decide.
 """
 
@@ -65,7 +65,7 @@ def mark(question: str, answer: str) -> Marks:
     return Marks(
         correct=_correct(read_question(question), answer),
         polite=_polite(words),
-        concise=max(2.0 - 0.1 * len(words), -3.0) if len(words) >= 4 else 0.0,
+        concise=max(2.0 - 0.25 * max(len(words) - 12, 0), -3.0) if len(words) >= 4 else 0.0,
         well_written=_well_written(words, answer),
     )
 

@@ -41,7 +41,7 @@ class WorldRecipe:
     sampled_prompts: int = 600
     sampled_answers: int = 4
     template_pairs: int = 12_000
-    scorer_steps: int = 450
+    scorer_steps: int = 500
     tested_prompts: int = 128
 
 
@@ -214,7 +214,7 @@ def _build_pairrm(
     config = TrainScorerConfig(
         steps=recipe.scorer_steps,
         vocabulary=640,
-        learning_rate=3e-3,
+        learning_rate=2e-3,
         max_source_tokens=128,
         max_total_tokens=512,
         device="cpu",
