@@ -37,8 +37,8 @@ def train(
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder with a tokenizer for a new model. Default: train one.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 600,
-    batch: Annotated[int, typer.Option(help="Pairs in a step.")] = 64,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1200,
+    batch: Annotated[int, typer.Option(help="Pairs in a step.")] = 32,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate. Default by size.")] = None,
     held_out: Annotated[float, typer.Option(help="Share of the pairs to test on, split by prompt.")] = 0.1,
     max_source_tokens: Annotated[int, typer.Option(help="Prompts are cut to this length.")] = 1224,

@@ -9,9 +9,7 @@ from typing import Literal
 from learner.references import resolve_reference
 from services.jobs.model_files import ModelFiles
 from services.jobs.spec import JobSpec
-
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM reserves room for; a rank is rounded up to one of them."""
+from workers.sampler.limits import LORA_RANKS
 
 PROCESS_BYTES = {"sampler": 1_500_000_000, "scorer": 700_000_000, "learner": 700_000_000}
 """Python and its libraries, as measured on a CPU machine; a sampler is two processes."""

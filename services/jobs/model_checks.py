@@ -10,9 +10,7 @@ from services.jobs.model_files import ModelFiles, read_json, safetensors_shapes
 from services.jobs.problems import one_of, shown
 from services.jobs.rendering import PromptRenderer
 from services.jobs.spec import JobSpec
-
-CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""What the attention of vLLM 0.32's CPU backend takes."""
+from workers.sampler.limits import CPU_HEAD_SIZES, SERVED_MODULES
 
 VERIFIED_ARCHITECTURES = (
     "LlamaForCausalLM",
@@ -57,8 +55,14 @@ def problems(spec: JobSpec, model: ModelFiles) -> Iterator[str]:
         yield f"policy.max_context_tokens: {wanted} is more than the {limit} that the model was made for; lower it"
     if limit is None and wanted is None:
         yield "policy.max_context_tokens: the model's configuration does not say how long its context is; set it"
-    modules = spec.adapters.target_modules
-    if model.linear_names and modules != "all-linear":
+    modules = model.linear_names if spec.adapters.target_modules == "all-linear" else spec.adapters.target_modules
+    for name in modules:
+        if name not in SERVED_MODULES:
+            yield (
+                f"adapters.target_modules: samplers cannot serve an adapter on {name}; name the layers in a list, of "
+                f"{', '.join(sorted(SERVED_MODULES & set(model.linear_names))) or 'another model'}"
+            )
+    if model.linear_names:
         for name in modules:
             if name not in model.linear_names:
                 yield f"adapters.target_modules: the model has no linear layer {name}; it has {', '.join(model.linear_names)}"
