@@ -22,7 +22,7 @@ def python(code: str, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout
 
 
@@ -46,6 +46,12 @@ def test_the_learner_imports_alone() -> None:
         "print(len(names))"
     )
     assert int(python(code)) > 10
+
+
+def test_the_learner_learns_alone() -> None:
+    code = BLOCK + "import pytest; raise SystemExit(pytest.main(sys.argv[1:]))"
+    said = python(code, "-q", "-p", "no:cacheprovider", "tests/learner/test_trainer.py", "-k", "learning_raises")
+    assert "2 passed" in said
 
 
 @pytest.mark.parametrize(
