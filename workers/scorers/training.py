@@ -56,7 +56,7 @@ _SIZES: dict[Size, dict[str, int]] = {
     },
 }
 _VOCABULARY: dict[Size, int] = {"tiny": 1024, "small": 8192, "base": 32768}
-_LEARNING_RATE: dict[Size, float] = {"tiny": 2e-3, "small": 5e-4, "base": 1e-4}
+_LEARNING_RATE: dict[Size, float] = {"tiny": 1.5e-3, "small": 5e-4, "base": 1e-4}
 _FINE_TUNING_RATE = 1e-5
 _LOSS_SMOOTHING = 0.95
 

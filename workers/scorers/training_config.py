@@ -29,10 +29,12 @@ class TrainScorerConfig(Config):
         default=None, ge=300, description="Tokens of that BPE. Default by size: 1024, 8192, 32768."
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout of a new model.")
-    steps: int = Field(default=600, ge=1)
-    batch_size: int = Field(default=64, ge=1, description="Pairs in a step.")
+    steps: int = Field(default=1200, ge=1)
+    batch_size: int = Field(default=32, ge=1, description="Pairs in a step.")
     learning_rate: float | None = Field(
-        default=None, gt=0, description="Peak. Default: 2e-3 for a new tiny model, less for more."
+        default=None,
+        gt=0,
+        description="Peak. Default: 1.5e-3 for a new tiny model, 5e-4 small, 1e-4 base, 1e-5 from a model.",
     )
     warmup_ratio: float = Field(
         default=0.06, ge=0, lt=1, description="Share of the steps in which the learning rate rises."
