@@ -56,6 +56,12 @@ def main() -> int:
     except SetupError as error:
         print(f"set-up: {error}", file=sys.stderr)
         return 1
+    except PermissionError as error:
+        print(
+            f"set-up: {error.filename} belongs to somebody else: remove {arguments.venv} and run this again.",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 
