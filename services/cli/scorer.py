@@ -138,8 +138,8 @@ def _summary(report: ScorerReport) -> Table:
 def _calibration(report: ScorerReport) -> Table:
     from rich.table import Table
 
-    table = Table("P(first is better)", "pairs", "predicted", "labelled", title="Calibration")
+    table = Table("P(preferred is better)", "pairs", "predicted", "labelled", title="Calibration")
     for row in report.calibration:
         predicted, observed = ("-" if value is None else f"{value:.3f}" for value in (row.predicted, row.observed))
-        table.add_row(f"{row.low:.1f} to {row.high:.1f}", str(row.pairs), predicted, observed)
+        table.add_row(f"{row.low:.2f} to {row.high:.2f}", str(row.pairs), predicted, observed)
     return table

@@ -117,6 +117,7 @@ def test_quality_is_finite_and_does_not_depend_on_which_answer_is_called_a(
     assert np.isfinite(one.log_loss) and 0 <= one.calibration_error <= 1
     assert one.log_loss == pytest.approx(other.log_loss)
     assert one.position_bias == pytest.approx(other.position_bias)
+    assert one.calibration_error == pytest.approx(other.calibration_error, abs=1e-9)
     if one.accuracy is not None and one.ties == other.ties:
         assert one.accuracy == pytest.approx(other.accuracy)
         assert one.accuracy_low is not None and one.accuracy_high is not None

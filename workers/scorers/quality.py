@@ -42,7 +42,7 @@ def measure(
         forward: ``m_ab`` of each pair, the logit that a beats b with a shown first.
         backward: ``m_ba``, the logit that b beats a with b shown first.
         preference_b: labels in [0, 1]; 1/2 is a tie.
-        bins: equal bins of the calibration table.
+        bins: equal bins of confidence, from 1/2 to 1, of the calibration table.
     """
     ab, ba = np.asarray(forward, dtype=np.float64), np.asarray(backward, dtype=np.float64)
     label = 1.0 - np.asarray(preference_b, dtype=np.float64)
@@ -51,12 +51,14 @@ def measure(
     logit = (ab - ba) / 2
     # log(1 + exp(-x)) without overflow, on either side.
     log_loss = label * np.logaddexp(0, -logit) + (1 - label) * np.logaddexp(0, logit)
-    probability = np.exp(-np.logaddexp(0, -logit))
+    # Which answer is called a is the file's choice, and no scorer can know it; so calibration looks at the preferred answer.
+    confidence = np.exp(-np.logaddexp(0, -np.abs(logit)))
+    preferred = np.where(logit == 0, 0.5, np.where(logit > 0, label, 1 - label))
 
     decided = label != 0.5
     hits = np.where(logit == 0, 0.5, (logit > 0) == (label > 0.5))[decided]
     accuracy, low, high = _wilson(float(hits.sum()), int(decided.sum()))
-    table = calibration_table(probability, label, bins)
+    table = calibration_table(confidence, preferred, bins)
     error = sum(
         b.pairs * abs(b.predicted - b.observed) for b in table if b.predicted is not None and b.observed is not None
     )
@@ -74,20 +76,26 @@ def measure(
 
 
 def calibration_table(
-    probability: NDArray[np.float64], label: NDArray[np.float64], bins: int
+    confidence: NDArray[np.float64], label: NDArray[np.float64], bins: int
 ) -> tuple[CalibrationBin, ...]:
-    """Mean prediction and mean label in each of ``bins`` equal bins of [0, 1]; empty bins have neither."""
-    index = np.minimum((probability * bins).astype(int), bins - 1)
+    """Mean confidence and mean label in each of ``bins`` equal bins of [1/2, 1]; empty bins have neither.
+
+    Args:
+        confidence: the predicted probability of the preferred answer, at least 1/2.
+        label: how probable it is by the labels that the preferred answer is better.
+        bins: how many.
+    """
+    index = np.clip(((confidence - 0.5) * 2 * bins).astype(int), 0, bins - 1)
     rows = []
     for b in range(bins):
         inside = index == b
         count = int(inside.sum())
         rows.append(
             CalibrationBin(
-                low=b / bins,
-                high=(b + 1) / bins,
+                low=0.5 + b / (2 * bins),
+                high=0.5 + (b + 1) / (2 * bins),
                 pairs=count,
-                predicted=float(probability[inside].mean()) if count else None,
+                predicted=float(confidence[inside].mean()) if count else None,
                 observed=float(label[inside].mean()) if count else None,
             )
         )

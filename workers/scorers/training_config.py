@@ -66,7 +66,10 @@ class TrainProgress:
 
 
 class CalibrationBin(Record):
-    """Held-out pairs whose predicted probability that a is better lies in ``[low, high)``; ``observed`` is their mean label."""
+    """Held-out pairs whose preferred answer is predicted better with a probability in ``[low, high)``.
+
+    ``predicted`` is the mean of that probability, ``observed`` how often the labels agree.
+    """
 
     low: float
     high: float
