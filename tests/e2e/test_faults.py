@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.world import Outcome, World, job, run_job, start_job, wait_for
+from tests.e2e.world import Command, Outcome, World, job, run_job, start_job, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -40,10 +40,9 @@ def test_a_sampler_that_serves_the_version_before_under_the_new_name_is_caught_a
 
 def test_bytes_tampered_after_publication_are_caught_and_the_sampler_fenced(world: World, tmp_path: Path) -> None:
     command = start_job(tmp_path, job(world, schedule={"rounds": 1}, resources={"fleet": {"max_reloads": 1}}))
-    outcome_of = Outcome
 
     def published() -> Path | None:
-        path = outcome_of().paths.versions / "fast" / "v0" / "adapter_model.safetensors"
+        path = Outcome().paths.versions / "fast" / "v0" / "adapter_model.safetensors"
         return path if path.exists() else None
 
     path = wait_for(published, "version 0")
@@ -88,31 +87,29 @@ def test_a_killed_sampler_costs_a_restart_and_no_group(world: World, tmp_path: P
     assert command.leaves_nothing(), [p.cmdline() for p in command.processes()]
 
 
-@pytest.mark.parametrize("role", ["LearnerWor", "ScorerWor", "ReplayQueue", "VersionStore", "JobControll"])
-def test_the_death_of_any_other_worker_costs_no_group_either(world: World, tmp_path: Path, role: str) -> None:
-    command = start_job(tmp_path, job(world, schedule={"rounds": 3}))
-    wait_for(lambda: Outcome().job.current_version == 1, "version 1")
-    victims = [p for p in command.processes() if p.name().startswith(f"ray::{role}"[:15])]
-    assert len(victims) == 1, [p.name() for p in command.processes()]
-    os.kill(victims[0].pid, signal.SIGKILL)
+def test_the_death_of_any_other_worker_costs_no_group_either(world: World, tmp_path: Path) -> None:
+    command = start_job(tmp_path, job(world, schedule={"rounds": 7}))
+    for version, role in enumerate(("Learner", "Scorer", "Replay", "Versions", "JobContr"), start=1):
+        wait_for(lambda version=version: (Outcome().job.current_version or 0) >= version, f"version {version}")
+        victims = [p for p in command.processes() if p.name().startswith(f"ray::{role}"[:15])]
+        assert len(victims) == 1, (role, [p.name() for p in command.processes()])
+        os.kill(victims[0].pid, signal.SIGKILL)
     ended = command.wait()
     assert ended.code == 0, ended.output
     outcome = Outcome()
-    assert outcome.job.current_version == 3
+    died = {event.data["role"] for event in outcome.events("worker_died")}
+    assert {"learner", "scorer", "queue", "versions"} <= died, died
+    assert outcome.job.restarts == 1, "the controller was started again"
     counts = outcome.counts
-    assert counts.balanced and counts.consumed == 36 and counts.remaining == 0, counts
+    assert outcome.job.current_version == 7 and counts.balanced, counts
+    assert counts.consumed == 84 and counts.remaining == 0, counts
     assert command.leaves_nothing()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_job_keeps_its_newest_version_and_goes_on_from_it(
-    world: World, tmp_path: Path, number: signal.Signals
-) -> None:
-    from tests.e2e.world import Command
-
+def test_an_interrupted_job_keeps_its_newest_version_and_goes_on_from_it(world: World, tmp_path: Path) -> None:
     command = start_job(tmp_path, job(world, schedule={"rounds": 3}))
     wait_for(lambda: Outcome().job.current_version == 1, "version 1")
-    command.interrupt(number)
+    command.interrupt(signal.SIGINT)
     ended = command.wait(90)
     assert ended.code == 130, ended.output
     assert command.leaves_nothing()

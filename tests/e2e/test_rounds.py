@@ -14,13 +14,18 @@ from tests.e2e.world import Outcome, World, job, run_job, start_job
 pytestmark = pytest.mark.slow
 
 
-def test_a_job_runs_through_and_leaves_versions_samples_metrics_and_a_report(world: World, tmp_path: Path) -> None:
-    command = start_job(tmp_path, job(world, evaluation={"gold": "helpdesk-rubric"}))
+@pytest.fixture(scope="module")
+def outcome(world: World, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A job of two rounds that ran to its end; the tests look at what it left behind."""
+    folder = tmp_path_factory.mktemp("rounds")
+    command = start_job(folder, job(world, evaluation={"gold": "helpdesk-rubric"}), SPARRING_HOME=str(folder / "home"))
     ended = command.wait()
     assert ended.code == 0, ended.output
     assert command.leaves_nothing(), "workers outlived the command"
+    return Outcome(folder / "home")
 
-    outcome = Outcome()
+
+def test_a_job_leaves_versions_metrics_proofs_and_a_report(outcome: Outcome) -> None:
     assert outcome.job.state == "succeeded" and outcome.job.current_version == 2 and outcome.job.progress == 1
 
     counts = outcome.counts
@@ -54,9 +59,7 @@ def test_a_job_runs_through_and_leaves_versions_samples_metrics_and_a_report(wor
     assert max(point.value or 0 for point in series["staleness_max"]) == 0
 
 
-def test_every_answer_says_where_it_came_from(world: World, tmp_path: Path) -> None:
-    assert run_job(tmp_path, job(world)).code == 0
-    outcome = Outcome()
+def test_every_answer_says_where_it_came_from(outcome: Outcome) -> None:
     digests = outcome.digests()
     with outcome.ledger() as ledger:
         rows = ledger.groups(state=GroupState.CONSUMED, limit=100)
@@ -78,13 +81,11 @@ def test_every_answer_says_where_it_came_from(world: World, tmp_path: Path) -> N
     assert len(set(prompts)) == 24, "rounds take disjoint slices"
 
 
-def test_a_version_loads_with_plain_peft(world: World, tmp_path: Path) -> None:
+def test_a_version_loads_with_plain_peft(world: World, outcome: Outcome) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    assert run_job(tmp_path, job(world, schedule={"rounds": 1})).code == 0
-    outcome = Outcome()
     base = AutoModelForCausalLM.from_pretrained(world.policy)
     ids = torch.tensor([[257, 10, 20, 30]])
     before = base(input_ids=ids).logits
@@ -98,15 +99,12 @@ def test_a_version_loads_with_plain_peft(world: World, tmp_path: Path) -> None:
             assert torch.allclose(measured, torch.tensor(text["current"]), atol=1e-4)
 
 
+@pytest.mark.parametrize("samplers", [1, 2])
 def test_the_same_job_gives_the_same_adapter_with_one_sampler_or_two(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, outcome: Outcome, tmp_path: Path, samplers: int
 ) -> None:
-    digests = []
-    for name, count in (("first", 1), ("second", 1), ("two", 2)):
-        monkeypatch.setenv("SPARRING_HOME", str(tmp_path / name))
-        spec = job(world, resources={"sampler": {"count": count, "cpus": 0.4}})
-        ended = run_job(tmp_path / name, spec)
-        assert ended.code == 0, ended.output
-        digests.append(Outcome().digests())
-    assert digests[0] == digests[1], "two runs differ"
-    assert digests[0] == digests[2], "one sampler and two differ"
+    home = tmp_path / "home"
+    spec = job(world, resources={"sampler": {"count": samplers, "cpus": 0.4}})
+    ended = run_job(tmp_path, spec, SPARRING_HOME=str(home))
+    assert ended.code == 0, ended.output
+    assert Outcome(home).digests() == outcome.digests()

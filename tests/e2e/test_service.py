@@ -81,11 +81,6 @@ def test_a_job_over_rest_from_submission_to_download(world: World, tmp_path: Pat
             before = base(input_ids=ids).logits
             assert not torch.allclose(before, PeftModel.from_pretrained(base, adapter)(input_ids=ids).logits)
 
-            second = client.submit(job(world, schedule={"rounds": 5}))
-            wait_for(lambda: client.get(second.id).current_version == 1, "the second job's version 1")
-            client.cancel(second.id)
-            wait_for(lambda: client.get(second.id).state is JobState.CANCELLED, "the cancel", 60)
-
         prometheus = httpx.get(f"{service.url}/metrics").text
         assert 'sparring_jobs{state="succeeded"} 1.0' in prometheus
         assert httpx.get(f"{service.url}/readyz").status_code == 200
@@ -97,10 +92,10 @@ def test_a_job_over_rest_from_submission_to_download(world: World, tmp_path: Pat
     assert service.command.leaves_nothing()
 
 
-def test_a_restarted_service_goes_on_with_the_job_that_it_was_running(world: World, tmp_path: Path) -> None:
+def test_a_restarted_service_goes_on_with_its_job_which_can_be_cancelled(world: World, tmp_path: Path) -> None:
     service = Service(world, tmp_path / "first.log")
     with Client(service.url) as client:
-        submitted = client.submit(job(world, schedule={"rounds": 4}))
+        submitted = client.submit(job(world, schedule={"rounds": 9}))
         wait_for(lambda: client.get(submitted.id).current_version == 1, "version 1")
     assert service.stop() == 0
     assert service.command.leaves_nothing()
@@ -108,8 +103,11 @@ def test_a_restarted_service_goes_on_with_the_job_that_it_was_running(world: Wor
     service = Service(world, tmp_path / "second.log")
     try:
         with Client(service.url) as client:
-            wait_for(lambda: client.get(submitted.id).state.terminal, "the job's end")
-            ended = client.get(submitted.id)
-            assert ended.state is JobState.SUCCEEDED and ended.current_version == 4, ended.error
+            wait_for(lambda: (client.get(submitted.id).current_version or 0) >= 3, "version 3")
+            assert client.get(submitted.id).state is JobState.RUNNING
+            client.cancel(submitted.id)
+            wait_for(lambda: client.get(submitted.id).state is JobState.CANCELLED, "the cancel", 60)
+            versions = [version.version for version in client.versions(submitted.id)]
+            assert versions == list(range(len(versions))), "no version twice, none missing"
     finally:
         service.stop()

@@ -184,8 +184,8 @@ def start_job(folder: Path, spec: dict[str, Any], **environment: str) -> Command
 class Outcome:
     """What a job left behind, read as anybody could: from the job store, the replay rows and the version folders."""
 
-    def __init__(self) -> None:
-        self.settings = Settings.load()
+    def __init__(self, home: Path | None = None) -> None:
+        self.settings = Settings.load() if home is None else Settings(home=home)
         self.store = JobStore(self.settings.store_url)
 
     @property
