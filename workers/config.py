@@ -137,7 +137,7 @@ class FleetConfig(Config):
     """How workers are watched."""
 
     lease_seconds: float = Field(
-        default=60, ge=5, description="A worker whose controller has been silent for this long exits."
+        default=300, ge=5, description="A worker whose controller has been silent for this long exits."
     )
     heartbeat_seconds: float = Field(default=1.0, gt=0, description="How often the controller looks at its workers.")
     max_worker_restarts: int = Field(default=3, ge=0, description="Restarts of one worker before the job fails.")

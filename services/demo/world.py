@@ -38,10 +38,10 @@ class WorldRecipe:
     """How large a world is. Tests build smaller ones."""
 
     policy_steps: int = 260
-    sampled_prompts: int = 600
+    sampled_prompts: int = 900
     sampled_answers: int = 4
     template_pairs: int = 12_000
-    scorer_steps: int = 500
+    scorer_steps: int = 800
     tested_prompts: int = 128
 
 

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from learner import canary
 from learner.records import VersionManifest
@@ -63,15 +64,15 @@ class Supervisor:
         self.noise = NOISE_PER_TOKEN[("float32" if on_cpu else "bfloat16") if dtype == "auto" else dtype]
 
     async def start(self) -> None:
-        """Bring every worker up: the data first, then the engines side by side."""
+        """Bring every worker up: the data first, then the engines side by side. One that dies on the way is started again."""
         data = (self.crew.queue, self.crew.versions)
         for member in data:
             self.crew.spawn(member)
-            await self._start(member)
+            await self._bring_up(member)
         engines = [member for member in self.crew.members if member not in data]
         for member in engines:
             self.crew.spawn(member)
-        await asyncio.gather(*(self._start(member) for member in engines))
+        await asyncio.gather(*(self._bring_up(member) for member in engines))
 
     async def ready(self, name: str) -> Link:
         """The worker, once it is up.
@@ -91,11 +92,12 @@ class Supervisor:
     async def look(self) -> list[SamplerStatus]:
         """One heartbeat: renew every lease, restart the dead, and return the samplers' statuses."""
         lease = self.spec.resources.fleet.lease_seconds
+        for name in self.starting:
+            # a large model takes longer to load than a lease lasts; if the worker dies meanwhile, its start says so
+            with suppress(WorkerUnavailable):
+                self.crew.member(name).link.begin("renew_lease", lease)
         up = [member for member in self.crew.members if self.up[member.name].is_set()]
-        starting = [member for member in self.crew.members if member.name in self.starting]
-        results = await asyncio.gather(
-            *(self._beat(member, lease) for member in up), *(self._keep(member, lease) for member in starting)
-        )
+        results = await asyncio.gather(*(self._beat(member, lease) for member in up))
         return [status for status in results if status is not None]
 
     def sync(self) -> None:
@@ -139,13 +141,6 @@ class Supervisor:
                 await self._died(member, f"silent for {silent:.0f} s: {error}")
         return None
 
-    async def _keep(self, member: Member, lease: float) -> None:
-        """A large model takes longer to load than a lease lasts."""
-        try:
-            await member.link.call("renew_lease", lease, timeout_seconds=PING_TIMEOUT_SECONDS)
-        except (WorkerError, CallTimeout) as error:
-            self.journal.log.info("%s is starting: %s", member.name, error)  # if it dies, its start says so
-
     async def _died(self, member: Member, reason: str) -> None:
         if not self.up[member.name].is_set():
             return
@@ -176,13 +171,17 @@ class Supervisor:
         self.crew.spawn(member)
         if member.role == "sampler":
             await self.sampler_died(member.name)
+        await self._bring_up(member)
+        if not self.up[member.name].is_set():
+            return
+        self.journal.event("worker_restarted", f"{member.name} is up again", worker=member.name, role=member.role)
+
+    async def _bring_up(self, member: Member) -> None:
         try:
             await self._start(member)
         except (WorkerError, CallTimeout) as error:
-            self.up[member.name].set()  # so that its second death is seen as one
+            self.up[member.name].set()  # so that this death is seen as one
             await self._died(member, str(error))
-            return
-        self.journal.event("worker_restarted", f"{member.name} is up again", worker=member.name, role=member.role)
 
     async def _start(self, member: Member) -> None:
         is_data = member in (self.crew.queue, self.crew.versions)  # these are up when they answer
