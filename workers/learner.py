@@ -77,7 +77,8 @@ class LearnerWorker(LeasedWorker):
 
     async def start(self) -> LearnerStanding:
         """Load the policy, and take up the newest committed version, or publish version 0."""
-        self.trainer = await asyncio.to_thread(self._build)
+        if self.trainer is None:
+            self.trainer = await asyncio.to_thread(self._build)
         return await self.go_back()
 
     async def go_back(self) -> LearnerStanding:

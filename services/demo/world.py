@@ -40,8 +40,8 @@ class WorldRecipe:
     policy_steps: int = 260
     sampled_prompts: int = 900
     sampled_answers: int = 4
-    template_pairs: int = 12_000
-    scorer_steps: int = 800
+    template_pairs: int = 24_000
+    scorer_steps: int = 1000
     tested_prompts: int = 128
 
 
@@ -213,7 +213,9 @@ def _build_pairrm(
     pairs = template_pairs((rng.choice(prompts) for _ in range(recipe.template_pairs)), rng) + sampled_pairs(*sampled)
     config = TrainScorerConfig(
         steps=recipe.scorer_steps,
+        batch_size=32,
         vocabulary=640,
+        held_out=0.05,
         learning_rate=2e-3,
         max_source_tokens=128,
         max_total_tokens=512,

@@ -5,7 +5,9 @@ Answers go from the samplers to the scorer by reference; they never pass through
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from learner.seeds import derive_seed
@@ -20,6 +22,9 @@ from workers.messages import EvaluationItem, EvaluationResult
 
 TRIES = 3
 """Tries of one evaluation, when a worker dies in the middle of it."""
+
+RETRY_SECONDS = 3.0
+"""Between two tries: time for the heartbeat to notice the death."""
 
 
 class Evaluator:
@@ -52,17 +57,21 @@ class Evaluator:
         done = any(evaluation.version == version for evaluation in self.evaluations)
         return self.prompts is not None and not done and (last or version % self.spec.evaluation.every == 0)
 
-    async def evaluate(self, version: int, extra: dict[str, float]) -> EvaluationResult:
+    async def evaluate(
+        self, version: int, extra: dict[str, float], ready: Callable[[], Awaitable[None]]
+    ) -> EvaluationResult:
         """Judge a version that the samplers serve, and write the result down.
 
         Args:
             version: the newest version, proved by at least one sampler.
             extra: further metrics of this version for the same row.
+            ready: waits until the scorer is up and samplers serve a version; a worker may be being restarted.
 
         Raises:
             WorkerError: workers kept dying.
         """
         for attempt in range(TRIES):
+            await ready()
             try:
                 result = await self._evaluate(version)
                 break
@@ -71,6 +80,7 @@ class Evaluator:
                 self.baseline = []
                 if attempt == TRIES - 1:
                     raise
+                await asyncio.sleep(RETRY_SECONDS)
         metrics = {**result.as_metrics(), **extra}
         self.journal.metrics(metrics, version=version)
         self.journal.store.set_version_metrics(self.journal.job_id, version, metrics)

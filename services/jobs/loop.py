@@ -25,6 +25,9 @@ from workers.learner import LearnerStanding, StepResult
 from workers.messages import SamplerStatus
 from workers.replay.rows import LedgerCounts
 
+RETRY_SECONDS = 0.5
+"""Between two tries to reach workers that are being restarted."""
+
 TICK_SECONDS = 0.05
 """Between two looks at whether the next thing can be done."""
 
@@ -172,7 +175,7 @@ class SelfPlayLoop:
                 return manifest
             except (WorkerDied, WorkerUnavailable) as error:
                 self.journal.log.info("the learner cannot go back yet: %s", error)
-                await asyncio.sleep(TICK_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def _signal_health(self) -> dict[str, float]:
         """How healthy the preference signal was since the version before; nothing while a scorer is being restarted."""
@@ -258,9 +261,15 @@ class SelfPlayLoop:
         if before is not None:
             await before
         began = self.clock()
-        await self._proved(everywhere=self.intake.in_rounds)
+        await self._ready_to_evaluate()
         await self.unpaused.wait()
-        await self.evaluator.evaluate(version, {**metrics, "sync_seconds": self.clock() - began})
+        synced = {**metrics, "sync_seconds": self.clock() - began}
+        await self.evaluator.evaluate(version, synced, self._ready_to_evaluate)
+
+    async def _ready_to_evaluate(self) -> None:
+        for scorer in self.crew.scorers:
+            await self.supervisor.ready(scorer.name)
+        await self._proved(everywhere=self.intake.in_rounds)
 
     async def _proved(self, *, everywhere: bool) -> None:
         """Wait until the newest version is proved, on all samplers or on any. The supervisor's failures end the wait."""

@@ -88,15 +88,18 @@ class SamplerWorker(LeasedWorker):
         self.writing: dict[str, asyncio.Task[None]] = {}
         self.failures: dict[str, GroupFailure] = {}
         self.digests: dict[int, str] = {}
+        self.loading = asyncio.Lock()
         self.delivered_total = 0
 
     async def start(self) -> float:
-        """Bring the engine up. Returns the seconds that it took.
+        """Bring the engine up, unless it is; a restarted controller finds it running (rule 10). Returns the seconds that it took.
 
         Raises:
             TimeoutError: it took longer than ``resources.sampler.start_timeout_seconds``.
         """
         began = time.monotonic()
+        if self.engine.info is not None:
+            return 0.0
         try:
             await asyncio.wait_for(self.engine.start(), self.setup.start_timeout_seconds)
         except TimeoutError as error:
@@ -110,10 +113,11 @@ class SamplerWorker(LeasedWorker):
         """Fetch a version, load it, and measure its canary texts. What it shows is judged elsewhere."""
         began = time.monotonic()
         manifest: VersionManifest = await self.store.call("manifest", self.setup.module, version)
-        if version not in self.digests:
-            await self._make_room(version)
-            files = await self._adapter_files(manifest)
-            self.digests[version] = await self._guarded(self.engine.load_version(manifest, files))
+        async with self.loading:  # an evaluation may ask for the version that is just being loaded
+            if version not in self.digests:
+                await self._make_room(version)
+                files = await self._adapter_files(manifest)
+                self.digests[version] = await self._guarded(self.engine.load_version(manifest, files))
         measured = await self._guarded(
             self.engine.text_logprobs([text.token_ids for text in manifest.canary], version, self.setup.module)
         )

@@ -84,8 +84,9 @@ class ScorerWorker(LeasedWorker):
 
     async def start(self) -> ScorerIdentity:
         """Load the scorer's model, and the gold judge where there is one."""
-        self.scorer = await asyncio.to_thread(self._build, self.setup.scorer.model)
-        if self.setup.gold is not None:
+        if self.scorer is None:
+            self.scorer = await asyncio.to_thread(self._build, self.setup.scorer.model)
+        if self.setup.gold is not None and self.gold is None:
             self.gold = await asyncio.to_thread(self._build, FunctionScorer(name=self.setup.gold))
         if self.loop_task is None:
             self.loop_task = asyncio.create_task(self._score_forever())
