@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--control", type=int, nargs="*", default=[0], help="seeds of runs with shuffled preferences")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/demo-seeds"))
     arguments = parser.parse_args()
     table = Table(title="Win rate against version 0 (95 % intervals, ties count one half)")

@@ -73,6 +73,9 @@ THREAD_VARIABLES = (
     "RAYON_NUM_THREADS",
 )
 
+QUIET_THREADS = {"TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE"}
+"""OpenMP threads that spin while they wait would take the core from the worker that could use it."""
+
 ROOT = Path(__file__).resolve().parents[1]
 """The folder that holds the packages."""
 
@@ -164,7 +167,7 @@ def spawn(
         env: more environment variables.
         with_data: place it on the node that carries the data.
     """
-    variables = dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"TOKENIZERS_PARALLELISM": "false"} | dict(env or {})
+    variables = dict.fromkeys(THREAD_VARIABLES, str(threads)) | QUIET_THREADS | dict(env or {})
     options: dict[str, Any] = {
         "name": name,
         "namespace": NAMESPACE,

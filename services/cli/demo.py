@@ -9,7 +9,7 @@ import typer
 
 def demo(
     seed: Annotated[int, typer.Option(help="Every draw of the world and of the job derives from it.")] = 0,
-    rounds: Annotated[int, typer.Option(help="Rounds of self-play.", min=1)] = 5,
+    rounds: Annotated[int, typer.Option(help="Rounds of self-play.", min=1)] = 4,
     shuffle: Annotated[
         bool,
         typer.Option(
@@ -18,7 +18,11 @@ def demo(
     ] = False,
 ) -> None:
     """Build the demo world on first use, run a self-play job on it, and show what came of it."""
+    import os
     import time
+
+    # before torch is imported: OpenMP threads that spin while they wait make a busy machine many times slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn

@@ -15,8 +15,8 @@ def demo_spec(world: DemoWorld, *, seed: int, rounds: int, name: str) -> JobSpec
     """The job that ``sparring demo`` runs.
 
     The paper's beta of 0.001 asks for changes that a model of a million parameters cannot make in a round of 256 prompts without
-    coming apart; 0.05 (eta 20) moves an answer that always wins by ten nats at most. The phases of a round take turns, so
-    each may use both cores.
+    coming apart; 0.05 (eta 20) moves an answer that always wins by ten nats at most. The scorer works while the sampler writes, so each
+    has one of the two cores; the learner follows them and has both.
     """
     return JobSpec(
         name=name,
@@ -30,8 +30,8 @@ def demo_spec(world: DemoWorld, *, seed: int, rounds: int, name: str) -> JobSpec
         schedule=ScheduleConfig(rounds=rounds, prompts_per_round=256, prompts_per_step=16),
         evaluation=EvaluationConfig(prompts=PromptsConfig(source=str(world.prompts_eval)), count=256, gold=GOLD),
         resources=ResourcesConfig(
-            sampler=SamplerConfig(cpus=1.0, threads=2, kv_cache_gib=0.5),
-            scorer=ScorerResources(device="cpu", cpus=0.3, threads=2),
+            sampler=SamplerConfig(cpus=1.0, threads=1, kv_cache_gib=0.5),
+            scorer=ScorerResources(device="cpu", cpus=0.3, threads=1),
             learner=LearnerConfig(device="cpu", cpus=0.4, threads=2),
         ),
         seed=seed,
