@@ -199,7 +199,7 @@ class Client:
                 source.response.read()
                 raise _refusal(source.response)
             for event in source.iter_sse():
-                if event.id:
+                if event.data:  # a keep-alive arrives as an event without data, under the id of the one before
                     yield JobEvent.model_validate_json(event.data)
 
     def _parsed(self, model: type[Parsed], method: str, address: str, **more: Any) -> Parsed:
