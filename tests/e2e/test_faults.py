@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.world import Command, Outcome, World, job, run_job, start_job, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_a_sampler_that_serves_the_version_before_under_the_new_name_is_caught_and_fenced(
@@ -110,7 +110,7 @@ def test_an_interrupted_job_keeps_its_newest_version_and_goes_on_from_it(world: 
     command = start_job(tmp_path, job(world, schedule={"rounds": 3}))
     wait_for(lambda: Outcome().job.current_version == 1, "version 1")
     command.interrupt(signal.SIGINT)
-    ended = command.wait(90)
+    ended = command.wait(180)
     assert ended.code == 130, ended.output
     assert command.leaves_nothing()
     outcome = Outcome()

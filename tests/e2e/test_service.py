@@ -14,7 +14,7 @@ from services.client import ApiError, Client
 from services.jobs.state import JobState
 from tests.e2e.world import Command, World, job, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 class Service:
@@ -31,7 +31,7 @@ class Service:
 
     def stop(self) -> int:
         self.command.interrupt(signal.SIGTERM)
-        return self.command.wait(60).code
+        return self.command.wait(180).code
 
 
 def test_a_job_over_rest_from_submission_to_download(world: World, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_restarted_service_goes_on_with_its_job_which_can_be_cancelled(world: 
             wait_for(lambda: (client.get(submitted.id).current_version or 0) >= 3, "version 3")
             assert client.get(submitted.id).state is JobState.RUNNING
             client.cancel(submitted.id)
-            wait_for(lambda: client.get(submitted.id).state is JobState.CANCELLED, "the cancel", 60)
+            wait_for(lambda: client.get(submitted.id).state is JobState.CANCELLED, "the cancel", 180)
             versions = [version.version for version in client.versions(submitted.id)]
             assert versions == list(range(len(versions))), "no version twice, none missing"
     finally:

@@ -33,7 +33,7 @@ PROMPTS = 120
 MARK = "SPARRING_TEST_MARK"
 """Environment variable that a command's whole process tree inherits."""
 
-RUN_SECONDS = 280
+RUN_SECONDS = 600
 """Longest run of one command; the machine may be busy."""
 
 
@@ -211,7 +211,7 @@ class Outcome:
         return [version.digest for version in self.store.versions(self.job.id)]
 
 
-def wait_for(condition: Any, what: str, seconds: float = 150) -> Any:
+def wait_for(condition: Any, what: str, seconds: float = 300) -> Any:
     """Poll until ``condition()`` is truthy, and return it; errors of a store that is not there yet count as not yet."""
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
