@@ -31,7 +31,7 @@ class GroupFailure(Record):
 
 
 class SamplerStatus(Record):
-    """A sampler at one moment. Failures are repeated until they are acknowledged."""
+    """A sampler at one moment, with the failures since the status before."""
 
     sampler: str
     in_flight: tuple[str, ...] = Field(description="group ids that it writes, or that the scorer has not stored yet")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from learner.records import Stage, Ticket
 from learner.seeds import derive_seed
@@ -23,12 +22,6 @@ from workers.replay.rows import LedgerCounts
 
 REPLACEMENT_FACTOR = 10
 """A round in which so many times its size was skipped or failed will not get better by itself."""
-
-
-@dataclass
-class _Assignment:
-    ticket: Ticket
-    sampler: str
 
 
 class Intake:
@@ -57,7 +50,7 @@ class Intake:
             schedule.prompts_per_round, schedule.max_staleness, schedule.rounds, whole_waves=self.in_rounds
         )
         self.open = asyncio.Event()
-        self.assigned: dict[str, _Assignment] = {}
+        self.assigned: dict[str, str] = {}  # group id to the sampler that writes it
         self.tries: Counter[str] = Counter()
         self.orphans: set[str] = set()
         self.slots_per_sampler = max(1, spec.resources.sampler.max_running_requests // spec.sampling.answers)
@@ -101,7 +94,8 @@ class Intake:
         for group_id in [group_id for group_id in self.assigned if group_id not in granted]:
             del self.assigned[group_id]
         for failure in failures:
-            if failure.group_id in granted:
+            ticket = granted.get(failure.group_id)
+            if ticket is not None and failure.attempt == ticket.attempt:  # an older attempt's failure was dealt with
                 await self._retry_or_give_up(granted.pop(failure.group_id), failure, version)
         # a group may be on its way from the sampler's list to the queue's rows: an orphan is one twice
         lost = {group_id for group_id in granted if group_id not in held}
@@ -111,7 +105,7 @@ class Intake:
 
     async def sampler_died(self, name: str, version: int) -> None:
         """Give a dead sampler's groups to others."""
-        lost = {group_id for group_id, assignment in self.assigned.items() if assignment.sampler == name}
+        lost = {group_id for group_id, sampler in self.assigned.items() if sampler == name}
         granted = {ticket.group_id: ticket for ticket in await self.queue.call("granted")}
         tickets = []
         for group_id in sorted(lost & set(granted)):
@@ -140,13 +134,13 @@ class Intake:
         )
 
     async def _deal(self, tickets: Sequence[Ticket], serving: Sequence[str]) -> None:
-        """Deal tickets by index, so that a sampler's share of a round is fixed by rule."""
+        """Deal tickets by index, so that a sampler's share of a round is fixed by rule; a further attempt goes to the next sampler."""
         for place, name in enumerate(serving):
-            share = [ticket for ticket in tickets if ticket.index % len(serving) == place]
+            share = [ticket for ticket in tickets if (ticket.index + ticket.attempt) % len(serving) == place]
             if not share:
                 continue
             for ticket in share:
-                self.assigned[ticket.group_id] = _Assignment(ticket, name)
+                self.assigned[ticket.group_id] = name
             try:
                 await self.crew.member(name).link.call("write", share)
             except (WorkerDied, WorkerUnavailable, CallTimeout) as error:

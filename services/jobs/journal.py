@@ -17,6 +17,7 @@ class Journal:
 
     def __init__(self, store: JobStore, job_id: str, log: logging.Logger) -> None:
         self.store, self.job_id, self.log = store, job_id, log
+        self._told: tuple[float, str] | None = None
 
     def event(self, kind: str, message: str, /, **data: Any) -> None:
         """Something happened that people want to know."""
@@ -30,7 +31,10 @@ class Journal:
         self.store.add_metrics(self.job_id, values, version=version, learner_step=learner_step)
 
     def progress(self, fraction: float, stage: str) -> None:
-        """How far the job is, in 0..1, and what it is doing."""
+        """How far the job is, in 0..1, and what it is doing. Told only when it shows, since every write waits for the disk."""
+        if (told := (round(fraction, 3), stage)) == self._told:
+            return
+        self._told = told
         self.store.set_progress(self.job_id, fraction, stage)
 
     def state(self, new: JobState, message: str | None = None, error: JobError | None = None) -> None:

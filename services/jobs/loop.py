@@ -253,6 +253,7 @@ class SelfPlayLoop:
             await self._evaluate(version, metrics, None)
         else:
             self.evaluating = asyncio.ensure_future(self._evaluate(version, metrics, self.evaluating))
+            self.evaluating.add_done_callback(self.supervisor.watch)
         if last and self.evaluating is not None:
             self._say("evaluating")
             await self.evaluating

@@ -38,7 +38,6 @@ class Supervisor:
         fleet: the samplers' states.
         journal: where deaths, proofs and fences are told.
         spec: the job.
-        manifest: gives the manifest of the newest version.
         sampler_died: called with a sampler's name when its work must go to others.
     """
 
@@ -170,7 +169,7 @@ class Supervisor:
         self.crew.dismiss_one(member)
         self.crew.spawn(member)
         if member.role == "sampler":
-            await self.sampler_died(member.name)
+            await self._hand_over(member.name)
         await self._bring_up(member)
         if not self.up[member.name].is_set():
             return
@@ -241,17 +240,27 @@ class Supervisor:
         action = self.fleet.failed_proof(name)
         message = f"{name} could not prove version {manifest.version}: {reason}"
         self.journal.event("proof_failed", message, sampler=name, version=manifest.version, action=action, **numbers)
+        link = self.crew.member(name).link
+        with suppress(
+            WorkerError, CallTimeout
+        ):  # if it died meanwhile the heartbeat says so, and it has nothing to forget
+            await (link.call("forget", manifest.version) if action is Action.RELOAD else link.call("abandon"))
         if action is Action.RELOAD:
-            await self.crew.member(name).link.call("forget", manifest.version)
             return
-        await self.crew.member(name).link.call("abandon")
         self.up[name].clear()
         self.crew.dismiss_one(self.crew.member(name))
         self.journal.event("sampler_fenced", f"{name} is fenced: {reason}", sampler=name, version=manifest.version)
         if action is Action.STOP:
             self.fail(JobFailure("version_not_proved", message))
         else:
+            await self._hand_over(name)
+
+    async def _hand_over(self, name: str) -> None:
+        """Give a sampler's groups to others; while the queue is down too, its groups are found as orphans when it is back."""
+        try:
             await self.sampler_died(name)
+        except (WorkerError, CallTimeout) as error:
+            self.journal.log.warning("the groups of %s wait for the queue: %s", name, error)
 
     # ---- tasks --------------------------------------------------------------------------------------------------
 
@@ -263,9 +272,10 @@ class Supervisor:
     def _background(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
         self.tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(self.watch)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self.tasks.discard(task)
+    def watch(self, task: asyncio.Future[None]) -> None:
+        """End the job when a task that ran beside it has failed; for ``add_done_callback``."""
         if not task.cancelled() and task.exception() is not None and not self.failure.done():
             self.failure.set_exception(task.exception())  # type: ignore[arg-type]

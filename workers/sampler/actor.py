@@ -86,7 +86,7 @@ class SamplerWorker(LeasedWorker):
         self.store = Link(setup.versions)
         self.cache = VersionCache(setup.cache)
         self.writing: dict[str, asyncio.Task[None]] = {}
-        self.failures: dict[str, GroupFailure] = {}
+        self.failures: list[GroupFailure] = []
         self.digests: dict[int, str] = {}
         self.loading = asyncio.Lock()
         self.delivered_total = 0
@@ -137,8 +137,6 @@ class SamplerWorker(LeasedWorker):
     async def write(self, tickets: Sequence[Ticket]) -> None:
         """Begin to write these groups. A ticket that is being written already is not written twice."""
         fresh = [ticket for ticket in tickets if ticket.group_id not in self.writing]
-        for ticket in fresh:
-            self.failures.pop(ticket.group_id, None)
         if self.setup.in_order:
             await self.engine.hold()
         try:
@@ -184,14 +182,14 @@ class SamplerWorker(LeasedWorker):
             for item, group, logprobs in zip(items, answers, references, strict=True)
         ]
 
-    async def status(self, acknowledged: Sequence[str] = ()) -> SamplerStatus:
-        """What is in flight and what failed. ``acknowledged`` are the failures already seen."""
-        for group_id in acknowledged:
-            self.failures.pop(group_id, None)
+    async def status(self) -> SamplerStatus:
+        """What is in flight, and what failed since the last call. A failure whose report is lost leaves a group that nobody
+        holds, which the controller grants again."""
+        failures, self.failures = self.failures, []
         return SamplerStatus(
             sampler=self.setup.name,
             in_flight=tuple(self.writing),
-            failures=tuple(self.failures.values()),
+            failures=tuple(failures),
             metrics={**self.engine.metrics(), "groups_delivered_total": float(self.delivered_total)},
         )
 
@@ -243,9 +241,7 @@ class SamplerWorker(LeasedWorker):
         self.writing.pop(task.get_name(), None)
 
     def _fail(self, ticket: Ticket, stage: Stage, reason: str) -> None:
-        self.failures[ticket.group_id] = GroupFailure(
-            group_id=ticket.group_id, attempt=ticket.attempt, stage=stage, reason=reason
-        )
+        self.failures.append(GroupFailure(group_id=ticket.group_id, attempt=ticket.attempt, stage=stage, reason=reason))
 
     async def _deliver(self, group: ResponseGroup) -> None:
         """Hand a group to its scorer, which returns when the queue has stored it; wait for a scorer that is being restarted."""

@@ -1,0 +1,100 @@
+"""Retries of failed groups: elsewhere first, each failure counted once, given up loudly (rule 3)."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from learner.records import Prompt, Stage, Ticket
+from services.jobs.intake import Intake
+from services.jobs.prepare import PreparedPrompts
+from services.jobs.spec import JobSpec
+from workers.config import FleetConfig
+from workers.fleet import Fleet
+from workers.messages import GroupFailure, SamplerStatus
+
+
+class Recorder:
+    """Stands for a worker's link: writes down what was asked, and answers `granted` from its own tickets."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.tickets: dict[str, Ticket] = {}
+
+    async def call(self, method: str, *arguments: Any, **_: Any) -> Any:
+        self.calls.append((method, *arguments))
+        if method == "granted":
+            return list(self.tickets.values())
+        if method == "admit":
+            self.tickets |= {ticket.group_id: ticket for ticket in arguments[0]}
+        if method == "fail":
+            del self.tickets[arguments[0]]
+        return None
+
+    def written(self) -> list[Ticket]:
+        return [ticket for method, *rest in self.calls if method == "write" for ticket in rest[0]]
+
+
+class Desk:
+    """An intake with two samplers that serve version 0, and one granted group."""
+
+    def __init__(self) -> None:
+        self.links = {name: Recorder() for name in ("queue", "s0", "s1")}
+        self.events: list[str] = []
+        members = {name: SimpleNamespace(name=name, link=link) for name, link in self.links.items()}
+        crew = SimpleNamespace(job_id="job", queue=members["queue"], member=members.__getitem__)
+        journal = SimpleNamespace(log=logging.getLogger("test"), event=lambda kind, *_, **__: self.events.append(kind))
+        prompt = Prompt.of("p", "Hello?")
+        spec = JobSpec.model_validate({"policy": {"model": "m"}, "prompts": {"source": "p.jsonl"}})
+        fleet = Fleet(FleetConfig(), ("s0", "s1"))
+        for name in fleet.names:
+            fleet.started(name)
+            fleet.proved(name, 0)
+        self.intake = Intake(spec, PreparedPrompts((prompt,), ((1, 2),)), fleet, crew, journal)  # type: ignore[arg-type]
+        self.ticket = Ticket(
+            group_id="job/r0/0", round=0, index=0, version=0, seed=1, prompt=prompt, prompt_token_ids=(1, 2)
+        )
+        self.links["queue"].tickets = {self.ticket.group_id: self.ticket}
+
+    async def look(self, *failed_attempts: int, in_flight: tuple[str, ...] = ()) -> None:
+        failures = tuple(
+            GroupFailure(group_id="job/r0/0", attempt=attempt, stage=Stage.SAMPLER, reason="x")
+            for attempt in failed_attempts
+        )
+        await self.intake.observe(0, [SamplerStatus(sampler="s0", in_flight=in_flight, failures=failures, metrics={})])
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+async def test_a_failed_group_is_tried_on_the_next_sampler(desk: Desk) -> None:
+    await desk.look(0)
+    assert desk.links["s0"].written() == []
+    (ticket,) = desk.links["s1"].written()
+    assert ticket.attempt == 1 and ticket.seed == desk.ticket.seed
+
+
+async def test_the_failure_of_an_older_attempt_does_not_count_again(desk: Desk) -> None:
+    await desk.look(0)
+    for _ in range(5):
+        await desk.look(0, in_flight=("job/r0/0",))
+    assert len(desk.links["s1"].written()) == 1 and "group_failed" not in desk.events
+
+
+async def test_a_group_is_given_up_loudly_after_its_attempts(desk: Desk) -> None:
+    for attempt in range(FleetConfig().max_prompt_attempts):
+        await desk.look(attempt)
+    assert desk.events == ["group_failed"]
+    assert desk.links["queue"].calls[-1][:3] == ("fail", "job/r0/0", Stage.SAMPLER)
+
+
+async def test_a_group_that_nobody_holds_is_dealt_again_at_the_second_look(desk: Desk) -> None:
+    await desk.look()
+    assert desk.links["s1"].written() == []
+    await desk.look()
+    assert len(desk.links["s1"].written()) == 1
