@@ -102,6 +102,8 @@ def _follow(job_id: str, store: JobStore, settings: Settings, console: Console) 
             launcher.wait_gone(job_id)
         finally:
             launcher.close()
+    if not console.is_terminal:
+        console.print()  # a file gets the view once, without a line end
     for event in view.new_events():
         console.print(f"[dim]{event.time:%H:%M:%S}[/] {escape(event.message)}", soft_wrap=True)
     return job

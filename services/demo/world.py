@@ -37,11 +37,11 @@ ABOUT_FILE = "world.json"
 class WorldRecipe:
     """How large a world is. Tests build smaller ones."""
 
-    policy_steps: int = 260
-    sampled_prompts: int = 900
+    policy_steps: int = 240
+    sampled_prompts: int = 600
     sampled_answers: int = 4
     template_pairs: int = 24_000
-    scorer_steps: int = 1000
+    scorer_steps: int = 850
     tested_prompts: int = 128
 
 
@@ -131,8 +131,11 @@ def _code_digest(recipe: WorldRecipe) -> str:
 
 
 def _build(root: Path, seed: int, progress: Progress, recipe: WorldRecipe) -> None:
+    from transformers.utils import logging
+
     from services.demo.policy import sample_answers
 
+    logging.disable_progress_bar()  # ours tell more
     prompts = prompt_sets(seed)
     _write_prompts(root / "prompts_train.jsonl", prompts.train)
     _write_prompts(root / "prompts_eval.jsonl", prompts.evaluation)

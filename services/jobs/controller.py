@@ -111,7 +111,7 @@ class JobController:
             counts = await intake.counts()
             self.journal.event(
                 "counts",
-                f"groups: {counts.model_dump(mode='json')}",
+                f"groups: {counts.sentence()}",
                 balanced=counts.balanced,
                 **counts.model_dump(mode="json"),
             )

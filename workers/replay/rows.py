@@ -94,6 +94,16 @@ class LedgerCounts(Record):
         gone = self.consumed + sum(self.skipped.values()) + self.expired + sum(self.failed.values())
         return self.admitted == gone + self.remaining
 
+    def sentence(self) -> str:
+        """The identity in words, parts that are 0 left out: `1024 admitted = 1024 consumed`."""
+        parts = {"consumed": self.consumed}
+        parts |= {f"skipped ({reason})": count for reason, count in self.skipped.items()}
+        parts |= {"expired": self.expired}
+        parts |= {f"failed ({stage})": count for stage, count in self.failed.items()}
+        parts |= {"remaining": self.remaining}
+        told = " + ".join(f"{count} {name}" for name, count in parts.items() if count)
+        return f"{self.admitted} admitted {'=' if self.balanced else '≠'} {told or '0'}"
+
 
 class GroupRow(Record):
     """One row of the ledger, for inspection and export. ``group`` is absent before scoring and where samples are not kept."""
