@@ -18,8 +18,8 @@ Probabilities = Literal["paper", "released", "raw"]
 Truncated = Literal["keep", "drop", "penalise"]
 Array = NDArray[np.float64]
 
-PENALTY_LOGIT = 30.0
-"""Logit by which a penalised answer loses: a probability of 1e-13 at temperature 1, and still a finite number."""
+CERTAIN_LOGIT = 30.0
+"""A preference beyond doubt, as a penalised answer loses: a probability of 1e-13 at temperature 1, and still a finite number."""
 
 
 def logistic(logits: ArrayLike) -> Array:
@@ -100,6 +100,6 @@ def effective_logits(group: ScoredGroup, truncated: Truncated) -> Array:
         return logits[np.ix_(kept, kept)]
     if truncated == "penalise":
         cut = np.array([answer.truncated for answer in group.answers])
-        logits = np.where(cut[:, None] & ~cut[None, :], -PENALTY_LOGIT, logits)
-        logits = np.where(~cut[:, None] & cut[None, :], PENALTY_LOGIT, logits)
+        logits = np.where(cut[:, None] & ~cut[None, :], -CERTAIN_LOGIT, logits)
+        logits = np.where(~cut[:, None] & cut[None, :], CERTAIN_LOGIT, logits)
     return logits
