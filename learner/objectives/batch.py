@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from learner.errors import InputError
 class PreferenceBatch:
     """B prompts x R answers, the best answer first (a pair is R = 2, chosen and rejected).
 
-    Fields are ``[B, R]`` unless said otherwise. Only ``policy_logps`` carries gradients. A missing answer has ``mask``
-    False; whatever stands in its places is never read, and no gradient flows to it.
+    Fields are ``[B, R]`` unless said otherwise. Gradients flow to ``policy_logps`` and to what is made from it
+    (``token_kl``, ``token_kl_products``). A missing answer has ``mask`` False; whatever stands in its places is never
+    read, and no gradient flows to it.
     """
 
     policy_logps: Tensor
@@ -40,6 +41,12 @@ class PreferenceBatch:
     """Log-probability under the other module (fast or slow)."""
     squared_probability_logs: Tensor | None = None
     """Mean over the answer's tokens of ``log p_t - log sum_v p_v^2`` under the policy."""
+    token_kl_products: Tensor | None = None
+    """Sum over the answer's tokens of the detached log-ratio to the reference times the policy's log-probability."""
+    from_opponent: Tensor | None = None
+    """Bool: the opponent wrote the answer, not the policy."""
+    positions: Tensor | None = None
+    """``[B]`` long: the example's place among the usable ones of the whole optimizer batch. None: not known."""
 
     def __post_init__(self) -> None:
         if self.policy_logps.dim() != 2:
@@ -47,7 +54,7 @@ class PreferenceBatch:
         b, r = self.policy_logps.shape
         for field in fields(self):
             value = getattr(self, field.name)
-            shape = (b, r, r) if field.name == "pair_logits" else (b, r)
+            shape = {"pair_logits": (b, r, r), "positions": (b,)}.get(field.name, (b, r))
             if value is not None and tuple(value.shape) != shape:
                 raise InputError(f"{field.name} must be of shape {shape}, not {tuple(value.shape)}")
 
@@ -57,6 +64,10 @@ class PreferenceBatch:
         if self.mask is None:
             return torch.ones_like(self.policy_logps, dtype=torch.bool)
         return self.mask.bool()
+
+    def numbered(self, usable: Tensor) -> PreferenceBatch:
+        """The same batch, taken as a whole optimizer batch whose ``usable`` examples (``[B]`` bool) are counted from 0."""
+        return replace(self, positions=usable.long().cumsum(0) - 1)
 
     def read(self, name: str, fill: float = 0.0) -> Tensor:
         """A field in the policy's dtype, detached unless it is the policy's own, with missing answers filled.
@@ -68,7 +79,7 @@ class PreferenceBatch:
         if value is None:
             raise InputError(f"the objective reads {name}, which the batch does not carry")
         value = value.to(device=self.policy_logps.device, dtype=self.policy_logps.dtype)
-        if name not in ("policy_logps", "token_kl", "other_logps", "squared_probability_logs"):
+        if name not in ("policy_logps", "token_kl", "token_kl_products"):
             value = value.detach()
         present = self.present
         if value.dim() == 3:
@@ -96,6 +107,10 @@ class PreferenceBatch:
         other_rejected_logps: Tensor | None = None,
         chosen_squared_probability_log: Tensor | None = None,
         rejected_squared_probability_log: Tensor | None = None,
+        chosen_token_kl_product: Tensor | None = None,
+        rejected_token_kl_product: Tensor | None = None,
+        chosen_from_opponent: Tensor | None = None,
+        rejected_from_opponent: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> PreferenceBatch:
         """A batch of B pairs; every argument is ``[B]`` (``mask``: the pair is there).
@@ -134,4 +149,6 @@ class PreferenceBatch:
             squared_probability_logs=both(
                 "squared_probability_logs", chosen_squared_probability_log, rejected_squared_probability_log
             ),
+            token_kl_products=both("token_kl_products", chosen_token_kl_product, rejected_token_kl_product),
+            from_opponent=both("from_opponent", chosen_from_opponent, rejected_from_opponent),
         )

@@ -15,7 +15,6 @@ from learner.objectives.base import Objective
 from learner.objectives.parameters import AnyObjective, ObjectiveParameters
 
 _CLASSES: dict[str, type[Objective]] = {}
-_NOT_FAMILIES = {"base", "batch", "parameters", "registry"}
 
 
 def register(kind: str) -> Callable[[type[Objective]], type[Objective]]:
@@ -32,8 +31,7 @@ def register(kind: str) -> Callable[[type[Objective]], type[Objective]]:
 def _load_families() -> None:
     package = import_module("learner.objectives")
     for module in pkgutil.iter_modules(package.__path__):
-        if module.name not in _NOT_FAMILIES:
-            import_module(f"learner.objectives.{module.name}")
+        import_module(f"learner.objectives.{module.name}")
 
 
 def objective_kinds() -> tuple[str, ...]:
@@ -57,7 +55,6 @@ def build_objective(parameters: ObjectiveParameters | Mapping[str, Any]) -> Obje
             first = error.errors()[0]
             path = ".".join(str(part) for part in ("objective", *first["loc"]))
             raise InputError(f"{path}: {first['msg']}; kinds are {', '.join(objective_kinds())}") from error
-    kind: str = getattr(parameters, "kind", type(parameters).__name__)
-    if kind not in _CLASSES:
-        raise InputError(f"objective.kind: {kind} is not one of {', '.join(objective_kinds())}")
-    return _CLASSES[kind](parameters)
+    if parameters.kind not in _CLASSES:
+        raise InputError(f"objective.kind: {parameters.kind} is not one of {', '.join(objective_kinds())}")
+    return _CLASSES[parameters.kind](parameters)

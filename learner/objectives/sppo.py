@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learner.objectives.base import BatchStatistics, Objective
+from learner.objectives.base import BatchStatistics, Evaluation, Objective
 from learner.objectives.batch import PreferenceBatch
 from learner.objectives.parameters import ObjectiveParameters, SppoParameters
 from learner.objectives.registry import register
@@ -53,11 +53,12 @@ class Sppo(Objective):
         pairs = pairs & ~torch.eye(pairs.shape[1], dtype=torch.bool, device=pairs.device)
         return torch.where(pairs, torch.sigmoid(logits), 0.0).sum(dim=2) / others
 
-    def _evaluate(self, batch: PreferenceBatch, stats: BatchStatistics) -> tuple[Tensor, dict[str, Tensor]]:
+    def evaluate(self, batch: PreferenceBatch, stats: BatchStatistics) -> Evaluation:
+        """Squared distances to the targets."""
         present = batch.present
         targets = (self.win_estimates(batch) - self.options.baseline) / self.options.beta
         squares = torch.where(present, (self.log_ratios(batch) - targets) ** 2, 0.0)
         losses = squares.sum(dim=1)
         if self.options.reduction == "mean":
             losses = losses / present.sum(dim=1).clamp(min=1)
-        return losses, self.preference_metrics(batch)
+        return Evaluation(losses, self.preference_metrics(batch))
