@@ -65,10 +65,20 @@ class OptimizerConfig(Config):
     )
 
 
+PairingRule = Literal["auto", "best-worst", "all-pairs", "random-pair", "top-vs-rest", "all", "did"]
+
+
 class PairingConfig(Config):
     """From K scored answers to what is learned."""
 
-    rule: Literal["best-worst"] = Field(default="best-worst", description="Which answers make a pair.")
+    rule: PairingRule = Field(
+        default="auto",
+        description=(
+            "How K answers become records: `best-worst`; `all-pairs` whose preference exceeds `tie_margin`; `random-pair`, one of "
+            "those; `top-vs-rest`, for s-dpo; `all`, for sppo; `did`, the best against one drawn by how much the policy has turned "
+            "from it (arXiv 2505.23761). `auto`: what the objective wants."
+        ),
+    )
     identical: Literal["skip", "keep"] = Field(default="skip", description="A group whose answers all say the same.")
     ties: Literal["skip", "keep"] = Field(
         default="skip", description="A group whose best and worst answer score the same."
@@ -77,7 +87,7 @@ class PairingConfig(Config):
         default=0.0,
         ge=0,
         lt=0.5,
-        description="Best and worst count as tied when |P(best beats worst) - 1/2| is at most this.",
+        description="Two answers count as tied when |P(one beats the other) - 1/2| is at most this.",
     )
 
 
@@ -108,9 +118,12 @@ class LearnerConfig(Config):
 class ScheduleConfig(Config):
     """How the job proceeds."""
 
-    mode: Literal["rounds", "online"] = Field(
+    mode: Literal["rounds", "online", "offline"] = Field(
         default="rounds",
-        description="`rounds`: sample a slice, learn from it, publish. `online`: sampling overlaps learning, bounded by max_staleness.",
+        description=(
+            "`rounds`: sample a slice, learn from it, publish. `online`: sampling overlaps learning, bounded by max_staleness. "
+            "`offline`: nothing is sampled; the answers are the chosen and rejected ones of `prompts.source`."
+        ),
     )
     rounds: int = Field(default=3, ge=1, description="Versions to publish after version 0.")
     prompts_per_round: int = Field(
@@ -120,7 +133,7 @@ class ScheduleConfig(Config):
     max_staleness: int = Field(
         default=0,
         ge=0,
-        description="How many versions old an answer may be when it is learned from. `rounds` takes 0 only.",
+        description="How many versions old an answer may be when it is learned from. `rounds` and `offline` take 0 only.",
     )
     schedule_epochs: int = Field(default=1, ge=1, description="Passes that the learning-rate schedule is drawn for.")
     stop_after_epochs: int = Field(default=1, ge=1, description="Passes that are made over a round's groups.")
@@ -140,6 +153,11 @@ class ScheduleConfig(Config):
             raise ValueError(
                 f"max_staleness: {self.max_staleness} does not go with mode: rounds, whose answers all come from the round's "
                 "version; set max_staleness: 0 or mode: online"
+            )
+        if self.mode == "offline" and self.max_staleness != 0:
+            raise ValueError(
+                f"max_staleness: {self.max_staleness} does not go with mode: offline, whose answers come from a file and have no "
+                "age; set max_staleness: 0 or mode: online"
             )
         if self.mode == "online" and self.max_staleness == 0:
             raise ValueError(
@@ -175,4 +193,7 @@ class TrainerConfig(Config):
     learner: LearnerConfig = LearnerConfig()
     truncated: Literal["keep", "drop", "penalise"] = "keep"
     temperature: float = Field(default=1.0, gt=0, description="The scorer's: divides its logits.")
+    opponent_version: int | None = Field(
+        default=None, ge=0, description="Version of the opponent that writes some of the answers, where there is one."
+    )
     seed: int = Field(default=0, ge=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +18,16 @@ from learner.records import Answer, ScoredGroup
 
 @dataclass(frozen=True)
 class Example:
-    """The R answers of one group that are trained on, best first."""
+    """What is learned from one group: its R answers, best first, and the records that are made of them.
+
+    ``first`` is the number of the group's first record in the optimizer batch.
+    """
 
     group_id: str
     texts: tuple[Text, ...]
     answers: tuple[Answer, ...]
     selection: Selection
+    first: int = 0
 
     @property
     def lengths(self) -> list[int]:
@@ -31,55 +35,102 @@ class Example:
         return [len(prompt) + len(answer) for prompt, answer in self.texts]
 
 
-def make_examples(groups: Sequence[ScoredGroup], config: TrainerConfig) -> list[Example]:
-    """Select answers from the groups that have something to learn from; the others are left out.
+def usable_groups(groups: Sequence[ScoredGroup], config: TrainerConfig) -> list[ScoredGroup]:
+    """The groups that have something to learn from."""
+    return [
+        group for group in groups if skip_reason(group, config.pairing, config.truncated, config.temperature) is None
+    ]
+
+
+def make_examples(
+    groups: Sequence[ScoredGroup], config: TrainerConfig, log_ratios: Sequence[Sequence[float]] | None = None
+) -> list[Example]:
+    """Select answers from usable groups and make records of them.
+
+    Args:
+        groups: see :func:`usable_groups`.
+        config: what is trained, and how answers are selected.
+        log_ratios: per group, of each of its answers, where the pairing rule draws by them.
 
     Raises:
         InputError: an answer that is trained on has no tokens.
     """
-    examples = []
-    for group in groups:
-        if skip_reason(group, config.pairing, config.truncated, config.temperature) is not None:
-            continue
-        selection = select_answers(group, config.objective, config.pairing, config.truncated, config.temperature)
+    examples: list[Example] = []
+    first = 0
+    for number, group in enumerate(groups):
+        selection = select_answers(
+            group,
+            config.objective,
+            config.pairing,
+            config.truncated,
+            config.temperature,
+            None if log_ratios is None else log_ratios[number],
+        )
         answers = tuple(group.answers[i] for i in selection.indices)
         if not all(answer.token_ids for answer in answers):
             raise InputError(f"group {group.group_id}: an answer has no tokens; every answer holds at least its EOS")
         texts = tuple((group.prompt_token_ids, answer.token_ids) for answer in answers)
-        examples.append(Example(group.group_id, texts, answers, selection))
+        examples.append(Example(group.group_id, texts, answers, selection, first))
+        first += len(selection.records)
     return examples
 
 
 def preference_batch(
-    examples: Sequence[Example], policy_logps: Tensor, reference_logps: Sequence[Sequence[float]] | None
+    examples: Sequence[Example],
+    policy: Mapping[str, Tensor],
+    reference: Sequence[Mapping[str, Sequence[float]]] | None,
+    opponent_version: int | None = None,
 ) -> PreferenceBatch:
-    """Lay examples out as B x R; examples with fewer answers than the largest are masked at the end.
+    """Lay the records of examples out as B x R; those with fewer answers than the largest are masked at the end.
 
     Args:
-        examples: B of them.
-        policy_logps: log-probabilities of all their answers, in order, ``[sum of R]``.
-        reference_logps: per example, one per answer; None where the objective reads no reference.
+        examples: whose records they are.
+        policy: values of all their answers, in order, ``[sum of R]`` each, by the batch's names for them.
+        reference: per example the reference's values, one for each answer; None where the objective reads none.
+        opponent_version: the version of the opponent's answers, where there is an opponent.
     """
-    widest = max(len(example.texts) for example in examples)
-    counts = [len(example.texts) for example in examples]
-    device = policy_logps.device
+    logps = policy["policy_logps"]
+    widest = max(len(record) for example in examples for record in example.selection.records)
+    places: list[list[int]] = []
+    offset = 0
+    for example in examples:
+        places += [[offset + place for place in record] for record in example.selection.records]
+        offset += len(example.texts)
+    mask = torch.tensor([[True] * len(row) + [False] * (widest - len(row)) for row in places])
+    index = torch.tensor([row + [0] * (widest - len(row)) for row in places])
+    on_device, present = index.to(logps.device), mask.to(logps.device)
 
-    def padded(rows: Sequence[Sequence[float]]) -> Tensor:
-        values = torch.zeros(len(rows), widest, dtype=torch.float64)
-        for i, row in enumerate(rows):
-            values[i, : len(row)] = torch.as_tensor(row, dtype=torch.float64)
-        return values.to(device, policy_logps.dtype)
+    def laid_out(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64)[index].to(logps.device, logps.dtype)
 
-    pair_logits = torch.zeros(len(examples), widest, widest, dtype=torch.float64)
-    for i, (example, count) in enumerate(zip(examples, counts, strict=True)):
-        pair_logits[i, :count, :count] = torch.as_tensor(example.selection.pair_logits)
-    mask = torch.arange(widest) < torch.tensor(counts)[:, None]
+    def of_answers(name: str) -> Tensor:
+        return laid_out([value for example in examples for value in getattr(example.selection, name).tolist()])
+
+    known = {} if reference is None else {name: [v for row in reference for v in row[name]] for name in reference[0]}
     return PreferenceBatch(
-        policy_logps=torch.nn.utils.rnn.pad_sequence(list(torch.split(policy_logps, counts)), batch_first=True),
-        mask=mask.to(device),
-        reference_logps=None if reference_logps is None else padded(reference_logps),
-        lengths=padded([[float(len(answer)) for _, answer in example.texts] for example in examples]),
-        win_probabilities=padded([example.selection.win_probabilities.tolist() for example in examples]),
-        pair_logits=pair_logits.to(device, policy_logps.dtype),
-        scores=padded([example.selection.scores.tolist() for example in examples]),
+        mask=present,
+        lengths=laid_out([float(len(answer)) for example in examples for _, answer in example.texts]),
+        win_probabilities=of_answers("win_probabilities"),
+        scores=of_answers("scores"),
+        pair_logits=_pair_logits(examples, widest).to(logps.device, logps.dtype),
+        positions=torch.tensor(
+            [example.first + number for example in examples for number in range(len(example.selection.records))]
+        ),
+        from_opponent=None
+        if opponent_version is None
+        else laid_out([float(a.version == opponent_version) for example in examples for a in example.answers]).bool(),
+        **{name: values[on_device] for name, values in policy.items()},
+        **{name: laid_out(values) for name, values in known.items()},
     )
+
+
+def _pair_logits(examples: Sequence[Example], widest: int) -> Tensor:
+    """``[B, R, R]``: each record's ordered logits, 0 where an answer is missing."""
+    rows = []
+    for example in examples:
+        for record in example.selection.records:
+            logits = torch.zeros(widest, widest, dtype=torch.float64)
+            chosen = list(record)
+            logits[: len(record), : len(record)] = torch.as_tensor(example.selection.pair_logits[chosen][:, chosen])
+            rows.append(logits)
+    return torch.stack(rows)

@@ -7,8 +7,10 @@ being kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -123,22 +125,104 @@ class AutoregressiveLikelihood:
                 f"(log-probabilities differ by {gap:.3g} nats); use another family"
             )
 
+    def hidden(self, batch: TokenBatch) -> Tensor:
+        """``[M, H]``: the hidden state that predicts each answer token."""
+        states: Tensor = self.backbone(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        return states[batch.rows, batch.positions]
+
     def token_logps(self, batch: TokenBatch) -> Tensor:
         """Log-probability of every answer token, ``[M]`` in nats, in the batch's order. Differentiable."""
-        hidden = self.backbone(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-        hidden = hidden[batch.rows, batch.positions]
-        parts = []
-        chunks = zip(torch.split(hidden, self.chunk_tokens), torch.split(batch.targets, self.chunk_tokens), strict=True)
-        for chunk, targets in chunks:
-            if torch.is_grad_enabled():
-                part: Tensor = checkpoint(
-                    self.head.token_logps, chunk, targets, use_reentrant=False, preserve_rng_state=False
-                )
-                parts.append(part)
-            else:
-                parts.append(self.head.token_logps(chunk, targets))
-        return torch.cat(parts) if parts else hidden.sum(dim=-1)
+        return self._in_chunks(self.head.token_logps, self.hidden(batch), batch.targets)[0]
 
     def sequence_logps(self, batch: TokenBatch) -> Tensor:
         """Log-probability of every answer, ``[N]`` in nats: the sum over its tokens."""
-        return torch.stack([part.sum() for part in torch.split(self.token_logps(batch), list(batch.counts))])
+        return per_answer(self.token_logps(batch), batch, "sum")
+
+    def measure(
+        self, batch: TokenBatch, fields: frozenset[str] = frozenset(), reference_hidden: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Values of every answer, ``[N]``, by the names that :class:`~learner.objectives.PreferenceBatch` has for them.
+
+        Always ``policy_logps``; the others only where ``fields`` names them, since they read the whole vocabulary:
+        ``token_kl`` and ``token_kl_products`` (against ``reference_hidden``, ``[M, H]``), ``squared_probability_logs``
+        and ``mean_entropy``, which is in units of log V. The whole vocabulary's logits exist for ``chunk_tokens`` tokens
+        at a time, forward and backward.
+        """
+        wanted = [name for name in TOKEN_MEASURES if name in fields]
+        if not wanted:
+            return {"policy_logps": self.sequence_logps(batch)}
+
+        def chunk(hidden: Tensor, targets: Tensor, reference: Tensor) -> tuple[Tensor, ...]:
+            values = token_measures(self.head, hidden, targets, reference if reference_hidden is not None else None)
+            return tuple(values[name]() for name in ("policy_logps", *wanted))
+
+        hidden = self.hidden(batch)
+        reference = hidden.detach() if reference_hidden is None else reference_hidden
+        parts = self._in_chunks(chunk, hidden, batch.targets, reference)
+        return {
+            name: per_answer(part, batch, TOKEN_MEASURES.get(name, "sum"))
+            for name, part in zip(("policy_logps", *wanted), parts, strict=True)
+        }
+
+    def _in_chunks(self, function: Callable[..., Tensor | tuple[Tensor, ...]], *arguments: Tensor) -> list[Tensor]:
+        """What ``function`` makes of ``[M, ...]`` arguments, chunk by chunk, computed again in the backward pass."""
+        chunks = zip(*(torch.split(argument, self.chunk_tokens) for argument in arguments), strict=True)
+        results: list[tuple[Tensor, ...]] = []
+        for chunk in chunks:
+            if torch.is_grad_enabled():
+                found = checkpoint(function, *chunk, use_reentrant=False, preserve_rng_state=False)
+            else:
+                found = function(*chunk)
+            results.append(found if isinstance(found, tuple) else (found,))
+        return [torch.cat(parts) for parts in zip(*results, strict=True)]
+
+
+TOKEN_MEASURES: dict[str, Literal["sum", "mean"]] = {
+    "token_kl": "sum",
+    "token_kl_products": "sum",
+    "squared_probability_logs": "mean",
+    "mean_entropy": "mean",
+}
+"""Values that read the whole vocabulary, and whether an answer's is the sum or the mean over its tokens."""
+
+
+def token_measures(
+    head: OutputHead, hidden: Tensor, targets: Tensor, reference_hidden: Tensor | None
+) -> dict[str, Callable[[], Tensor]]:
+    """How each measure of ``[M]`` tokens is computed, from hidden states ``[M, H]`` of policy and reference."""
+    log_probs = torch.log_softmax(head.logits(hidden), dim=1)
+    logps = log_probs.gather(1, targets[:, None]).squeeze(1)
+
+    def reference_log_probs() -> Tensor:
+        assert reference_hidden is not None
+        with torch.no_grad():
+            return torch.log_softmax(head.logits(reference_hidden), dim=1)
+
+    def token_kl() -> Tensor:
+        reference = reference_log_probs()
+        return (reference.exp() * (reference - log_probs)).sum(dim=1)
+
+    def token_kl_products() -> Tensor:
+        reference = reference_log_probs().gather(1, targets[:, None]).squeeze(1)
+        return (logps.detach() - reference) * logps
+
+    def squared_probability_logs() -> Tensor:
+        return (logps - torch.logsumexp(2 * log_probs, dim=1)).detach()
+
+    def mean_entropy() -> Tensor:
+        entropy: Tensor = -(log_probs.exp() * log_probs).sum(dim=1) / math.log(log_probs.shape[1])
+        return entropy.detach()
+
+    return {
+        "policy_logps": lambda: logps,
+        "token_kl": token_kl,
+        "token_kl_products": token_kl_products,
+        "squared_probability_logs": squared_probability_logs,
+        "mean_entropy": mean_entropy,
+    }
+
+
+def per_answer(values: Tensor, batch: TokenBatch, reduction: Literal["sum", "mean"]) -> Tensor:
+    """``[M]`` token values as ``[N]`` sums or means over each answer's tokens."""
+    parts = torch.split(values, list(batch.counts))
+    return torch.stack([part.sum() if reduction == "sum" else part.sum() / max(1, len(part)) for part in parts])

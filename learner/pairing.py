@@ -1,10 +1,16 @@
-"""From K scored answers to those that are learned from. Pure: the same group always gives the same selection."""
+"""From K scored answers to training records. Pure: the same group always gives the same records."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
-from learner.config import PairingConfig
+import numpy as np
+
+from learner.config import PairingConfig, PairingRule
+from learner.errors import InputError
 from learner.objectives.parameters import ObjectiveParameters, SppoParameters
 from learner.preference import (
     Array,
@@ -18,11 +24,15 @@ from learner.preference import (
     win_probabilities,
 )
 from learner.records import ScoredGroup, SkipReason
+from learner.seeds import derive_seed
+
+Record = tuple[int, ...]
+"""Places in a selection of the answers that one loss is taken over, best first."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The R answers of a group that are learned from, best first.
+    """The R answers of a group that are learned from, best first, and the records that are made of them.
 
     ``win_probabilities`` ``[R]`` are measured against all K answers. ``pair_logits`` ``[R, R]`` and ``scores`` ``[R]``
     are divided by the scorer's temperature; the former are in the objective's way of making probabilities, so that
@@ -33,6 +43,7 @@ class Selection:
     win_probabilities: Array
     pair_logits: Array
     scores: Array
+    records: tuple[Record, ...]
 
 
 def _ranking(logits: Array, temperature: float, probabilities: Probabilities) -> tuple[list[int], Array]:
@@ -66,33 +77,93 @@ def skip_reason(
     return None
 
 
+def resolve_rule(parameters: ObjectiveParameters, pairing: PairingConfig) -> PairingRule:
+    """The rule that makes the records: what was asked for, or what the objective wants.
+
+    Raises:
+        InputError: the rule makes records that the objective cannot learn from.
+    """
+    wanted = parameters.record
+    if pairing.rule == "auto":
+        return {"pair": "best-worst", "top-vs-rest": "top-vs-rest", "all": "all"}[wanted]  # type: ignore[return-value]
+    makes = {"top-vs-rest": "top-vs-rest", "all": "all"}.get(pairing.rule, "pair")
+    # two answers are a top one and its rest, and SPPO regresses any number
+    if makes != wanted and not (makes == "pair" and wanted == "top-vs-rest"):
+        raise InputError(
+            f"pairing.rule: {pairing.rule} does not go with objective.kind: {parameters.kind}, which learns from "
+            f"{'pairs' if wanted == 'pair' else wanted.replace('-', ' ')}; use auto"
+        )
+    return pairing.rule
+
+
 def select_answers(
     group: ScoredGroup,
     objective_parameters: ObjectiveParameters,
     pairing: PairingConfig,
     truncated: Truncated = "keep",
     temperature: float = 1.0,
+    log_ratios: Sequence[float] | None = None,
 ) -> Selection:
-    """The answers that the objective learns from: the best and the worst, or all of them where SPPO asks for that.
+    """The answers that the objective learns from, and how they make records.
 
     Args:
         group: a scored group for which :func:`skip_reason` is None.
         objective_parameters: tell which answers, and how logits become probabilities.
-        pairing: the rule that makes a pair (`best-worst` is the only one yet).
+        pairing: the rule that makes records.
         truncated: what happens to answers that were cut off.
         temperature: the scorer's.
+        log_ratios: for the rule `did`: of each of the K answers, the writer's log-probability minus the reference's.
     """
     sppo = objective_parameters if isinstance(objective_parameters, SppoParameters) else None
     probabilities: Probabilities = sppo.probabilities if sppo else "paper"
     kept = usable_answers(group, truncated)
     logits = effective_logits(group, truncated)
     order, chances = _ranking(logits, temperature, probabilities)
-    if not (sppo and sppo.answers == "all"):
-        order = [order[0], order[-1]]
+    rule = resolve_rule(objective_parameters, pairing)
+    texts = [group.answers[kept[i]].text for i in order]
+    if rule in ("top-vs-rest", "all"):
+        places: list[Record] = [tuple(range(len(order)))]
+    elif rule == "best-worst":
+        places = [(0, len(order) - 1)]
+    elif rule == "did":
+        if log_ratios is None:
+            raise InputError("pairing.rule: did draws by log-ratios of all answers, and none were given")
+        beta = float(getattr(objective_parameters.core, "beta", 0.1))
+        ratios = [log_ratios[kept[i]] for i in order]
+        places = [(0, _draw_rejected(ratios, texts, beta, derive_seed("did", group.group_id)))]
+    else:
+        matrix = win_matrix(logits, temperature)[np.ix_(order, order)]
+        places = _pairs(matrix, texts, pairing)
+        if rule == "random-pair":
+            places = [random.Random(derive_seed("random-pair", group.group_id)).choice(places)]
+    used = sorted({place for record in places for place in record})
+    order = [order[place] for place in used]
     scores = order_averaged(logits).mean(axis=1) / temperature
     return Selection(
         indices=tuple(kept[i] for i in order),
         win_probabilities=chances[order],
         pair_logits=win_logits(logits, temperature, probabilities)[order][:, order],
         scores=scores[order],
+        records=tuple(tuple(used.index(place) for place in record) for record in places),
     )
+
+
+def _pairs(matrix: Array, texts: Sequence[str], pairing: PairingConfig) -> list[Record]:
+    """All pairs with a preference beyond the tie margin, the better answer first; the extremes where there is none."""
+    pairs: list[Record] = []
+    for i, j in combinations(range(len(texts)), 2):
+        decided = abs(matrix[i, j] - 0.5) > pairing.tie_margin or pairing.ties == "keep"
+        if decided and (texts[i] != texts[j] or pairing.identical == "keep"):
+            pairs.append((i, j) if matrix[i, j] >= 0.5 else (j, i))
+    return pairs or [(0, len(texts) - 1)]
+
+
+def _draw_rejected(log_ratios: Sequence[float], texts: Sequence[str], beta: float, seed: int) -> int:
+    """The place of the rejected answer, drawn with weights ``(reference / policy)^(1 + beta)`` (arXiv 2505.23761).
+
+    The candidates are the answers that are not the best one, which the policy itself wrote.
+    """
+    candidates = [place for place in range(1, len(texts)) if texts[place] != texts[0]] or [len(texts) - 1]
+    log_weights = np.array([-(1 + beta) * log_ratios[place] for place in candidates])
+    weights = np.exp(log_weights - log_weights.max())
+    return random.Random(seed).choices(candidates, weights.tolist())[0]

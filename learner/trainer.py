@@ -7,7 +7,8 @@ Keeps rule 2 (it trains on the sampler's token ids), rule 8 (nothing depends on 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 
@@ -19,10 +20,13 @@ from learner.canary_texts import CanaryCandidates, choose_canary
 from learner.config import TrainerConfig
 from learner.digests import adapter_digest
 from learner.errors import InputError
-from learner.examples import Example, make_examples, preference_batch
-from learner.likelihood import Text, collate
+from learner.examples import Example, make_examples, preference_batch, usable_groups
+from learner.likelihood import TOKEN_MEASURES, Text, TokenBatch, collate
 from learner.objectives.base import BatchStatistics
+from learner.objectives.batch import PreferenceBatch
+from learner.objectives.parameters import SppoParameters
 from learner.objectives.registry import build_objective
+from learner.pairing import resolve_rule
 from learner.planner import MicroBatch, plan_micro_batches
 from learner.policy import Policy
 from learner.records import CanaryText, ScoredGroup
@@ -40,6 +44,14 @@ from learner.trainer_state import (
     state_from_files,
     state_to_bytes,
 )
+
+ReferenceValues = dict[str, list[float]]
+"""The reference's values of an example's answers, by the batch's names for them."""
+
+OF_THE_REFERENCE = frozenset({"mean_entropy"})
+"""Values over the whole vocabulary that are the reference's own; the others compare the policy with it."""
+
+AGAINST_THE_REFERENCE = frozenset({"token_kl", "token_kl_products"})
 
 
 class TrainingError(RuntimeError):
@@ -101,7 +113,7 @@ class Trainer:
         if config.policy.adapter is not None:
             self._versions.put(0, self.policy.state())
         self._round, self._round_step, self._round_version = -1, 0, 0
-        self._reference_cache: dict[str, list[float]] = {}
+        self._reference_cache: dict[str, ReferenceValues] = {}
         self._candidates = CanaryCandidates()
 
     # Versions
@@ -179,13 +191,17 @@ class Trainer:
 
     def _logprobs(self, texts: Sequence[Text]) -> list[list[float]]:
         result: list[list[float]] = [[] for _ in texts]
-        lengths = [[len(prompt) + len(answer)] for prompt, answer in texts]
-        for micro_batch in plan_micro_batches(lengths, self.config.learner.micro_batch_tokens):
-            batch = collate([texts[i] for i in micro_batch.examples], self.policy.device)
+        for members, batch in self._planned(texts):
             parts = torch.split(self.policy.likelihood.token_logps(batch).cpu(), list(batch.counts))
-            for i, part in zip(micro_batch.examples, parts, strict=True):
+            for i, part in zip(members, parts, strict=True):
                 result[i] = part.tolist()
         return result
+
+    def _planned(self, texts: Sequence[Text]) -> Iterator[tuple[tuple[int, ...], TokenBatch]]:
+        """Texts as batches within the token budget, with their places."""
+        lengths = [[len(prompt) + len(answer)] for prompt, answer in texts]
+        for micro_batch in plan_micro_batches(lengths, self.config.learner.micro_batch_tokens):
+            yield micro_batch.examples, collate([texts[i] for i in micro_batch.examples], self.policy.device)
 
     def _reference_versions(self, example: Example) -> list[int]:
         """The version that each answer of an example is compared with."""
@@ -208,24 +224,76 @@ class Trainer:
             )
         return [self._round_version] * len(versions)
 
-    def _reference_logps(self, examples: Sequence[Example]) -> list[list[float]]:
-        """Per example, the reference's log-probability of each answer; remembered within a round, for further passes."""
+    def _reference_values(self, examples: Sequence[Example]) -> list[ReferenceValues]:
+        """The reference's values of each example's answers; remembered within a round, for further passes."""
+        fields = OF_THE_REFERENCE & self.objective.requires
         new = [example for example in examples if example.group_id not in self._reference_cache]
         wanted: dict[int, list[tuple[Example, int]]] = {}
         for example in new:
             for place, version in enumerate(self._reference_versions(example)):
                 wanted.setdefault(version, []).append((example, place))
-        found = {example.group_id: [math.nan] * len(example.texts) for example in new}
+        found = {
+            example.group_id: {name: [math.nan] * len(example.texts) for name in ("reference_logps", *sorted(fields))}
+            for example in new
+        }
         for version in sorted(wanted):
-            logprobs = self.answer_logprobs([example.texts[place] for example, place in wanted[version]], version)
-            for (example, place), values in zip(wanted[version], logprobs, strict=True):
-                found[example.group_id][place] = math.fsum(values)
+            texts = [example.texts[place] for example, place in wanted[version]]
+            with self.policy.reference(self._versions.get(version)):
+                for members, batch in self._planned(texts):
+                    values = self.policy.likelihood.measure(batch, fields)
+                    values["reference_logps"] = values.pop("policy_logps")
+                    for name, column in values.items():
+                        for member, value in zip(members, column.tolist(), strict=True):
+                            example, place = wanted[version][member]
+                            found[example.group_id][name][place] = value
         result = [found.get(e.group_id) or self._reference_cache[e.group_id] for e in examples]
         if self.config.schedule.stop_after_epochs > 1:
             self._reference_cache.update(found)
         return result
 
+    def _reference_hidden(self, examples: Sequence[Example], batch: TokenBatch) -> Tensor:
+        """``[M, H]``: the reference's hidden states of the answers' tokens, each text's under its own version."""
+        versions = torch.tensor([v for example in examples for v in self._reference_versions(example)])
+        of_token = versions.to(batch.rows.device)[batch.rows]
+        hidden: Tensor | None = None
+        for version in sorted(set(versions.tolist())):
+            with self.policy.reference(self._versions.get(version)):
+                states = self.policy.likelihood.hidden(batch)
+            hidden = states if hidden is None else torch.where((of_token == version)[:, None], states, hidden)
+        assert hidden is not None
+        return hidden
+
     # Steps
+
+    def _examples(self, groups: Sequence[ScoredGroup]) -> list[Example]:
+        """What is learned from each usable group. One rule of pairing draws by the log-ratios of all answers."""
+        groups = usable_groups(groups, self.config)
+        if not groups or resolve_rule(self.config.objective, self.config.pairing) != "did":
+            return make_examples(groups, self.config)
+        pairing = self.config.pairing.model_copy(update={"rule": "all"})
+        everything = SppoParameters(answers="all", reference=self.config.objective.reference)
+        whole = make_examples(groups, self.config.model_copy(update={"pairing": pairing, "objective": everything}))
+        ratios = []
+        for group, example, values in zip(groups, whole, self._uncached(whole), strict=True):
+            of_answer = [0.0] * len(group.answers)
+            for index, answer, reference in zip(
+                example.selection.indices, example.answers, values["reference_logps"], strict=True
+            ):
+                if answer.logprobs is None:
+                    raise InputError(
+                        f"group {group.group_id}: pairing.rule: did draws by how likely the policy was to write an answer, "
+                        "and answers from outside do not say; use best-worst"
+                    )
+                of_answer[index] = math.fsum(answer.logprobs) - reference
+            ratios.append(of_answer)
+        return make_examples(groups, self.config, ratios)
+
+    def _uncached(self, examples: Sequence[Example]) -> list[ReferenceValues]:
+        cache, self._reference_cache = self._reference_cache, {}
+        try:
+            return self._reference_values(examples)
+        finally:
+            self._reference_cache = cache
 
     def step(self, groups: Sequence[ScoredGroup], newest_version: int) -> StepReport:
         """Make one optimizer step on a whole optimizer batch.
@@ -238,12 +306,14 @@ class Trainer:
             InputError: an answer's provenance does not fit the reference.
             TrainingError: the gradient is not finite.
         """
-        examples = make_examples(groups, self.config)
+        examples = self._examples(groups)
         if not examples:
             return StepReport({"pairs": 0.0}, 0, 0, self.learner_step)
-        references = self._reference_logps(examples) if "reference_logps" in self.objective.requires else None
+        reads_reference = bool(self.objective.requires & (OF_THE_REFERENCE | {"reference_logps"}))
+        references = self._reference_values(examples) if reads_reference else None
         plan = plan_micro_batches([example.lengths for example in examples], self.config.learner.micro_batch_tokens)
         stats = self._prepare(examples, references, plan)
+        count = max(1, stats.count)
 
         if self.config.adapters.dropout > 0:
             torch.manual_seed(derive_seed(self.config.seed, "dropout", self.learner_step))
@@ -251,11 +321,9 @@ class Trainer:
         sums: dict[str, float] = {}
         policy_logps: list[list[float]] = [[] for _ in examples]
         for micro_batch in plan:
-            part = [examples[i] for i in micro_batch.examples]
-            logps = self._policy_logps(part)
-            batch = preference_batch(part, logps, references and [references[i] for i in micro_batch.examples])
+            batch, logps = self._batch(examples, references, micro_batch, nullcontext())
             out = self.objective(batch, stats)
-            (out.loss / stats.count).backward()  # type: ignore[no-untyped-call]
+            (out.loss / count).backward()  # type: ignore[no-untyped-call]
             for name, value in {"loss": out.loss.detach(), **out.metrics}.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
             values = iter(logps.detach().tolist())
@@ -265,30 +333,49 @@ class Trainer:
         rate = self._rate.at(self.learner_step, self._round_step)
         norm = self._update(rate)
         self._candidates.add([*prompt, *answer] for example in examples for prompt, answer in example.texts)
-        metrics = {name: value / stats.count for name, value in sums.items()}
+        metrics = {name: value / count for name, value in sums.items()}
         metrics |= {"gradient_norm": norm, "learning_rate": rate, "pairs": float(len(examples))}
+        metrics["records"] = float(sum(len(example.selection.records) for example in examples))
+        metrics["clipped_gradient"] = float(norm > self.config.optimizer.max_grad_norm)
         metrics |= _logp_metrics(examples, policy_logps) | _staleness_metrics(examples, newest_version)
         tokens = sum(sum(example.lengths) for example in examples)
         return StepReport(metrics, len(examples), tokens, self.learner_step)
 
-    def _policy_logps(self, examples: Sequence[Example]) -> Tensor:
-        texts = list(chain.from_iterable(example.texts for example in examples))
-        return self.policy.likelihood.sequence_logps(collate(texts, self.policy.device))
+    def _batch(
+        self,
+        examples: Sequence[Example],
+        references: list[ReferenceValues] | None,
+        micro_batch: MicroBatch,
+        context: AbstractContextManager[None],
+    ) -> tuple[PreferenceBatch, Tensor]:
+        """The records of a micro-batch with what the objective reads, and the log-probabilities of its answers.
+
+        What is the reference's own comes first: nothing may switch adapters between a forward and its backward.
+        ``context`` is what the policy's own pass runs in.
+        """
+        part = [examples[i] for i in micro_batch.examples]
+        tokens = collate(list(chain.from_iterable(example.texts for example in part)), self.policy.device)
+        fields = (self.objective.requires & TOKEN_MEASURES.keys()) - OF_THE_REFERENCE
+        hidden = self._reference_hidden(part, tokens) if fields & AGAINST_THE_REFERENCE else None
+        with context:
+            policy = self.policy.likelihood.measure(tokens, frozenset(fields), hidden)
+        rows = None if references is None else [references[i] for i in micro_batch.examples]
+        return preference_batch(part, policy, rows, self.config.opponent_version), policy["policy_logps"]
 
     def _prepare(
-        self, examples: Sequence[Example], references: list[list[float]] | None, plan: Sequence[MicroBatch]
+        self, examples: Sequence[Example], references: list[ReferenceValues] | None, plan: Sequence[MicroBatch]
     ) -> BatchStatistics:
         """Phase one of the objective. Only objectives that look at the margins cost a pass over the batch."""
+        records = examples[-1].first + len(examples[-1].selection.records)
         if not self.objective.needs_margins:
-            return self.objective.prepare(torch.zeros(len(examples)))
-        margins = torch.zeros(len(examples))
-        with self.policy.evaluating():
-            for micro_batch in plan:
-                part = [examples[i] for i in micro_batch.examples]
-                rows = references and [references[i] for i in micro_batch.examples]
-                batch = preference_batch(part, self._policy_logps(part), rows)
-                margins[list(micro_batch.examples)] = self.objective.margins(batch).cpu().float()
-        return self.objective.prepare(margins)
+            return self.objective.prepare(torch.zeros(records))
+        parts: list[tuple[Tensor, Tensor]] = []
+        for micro_batch in plan:
+            batch, _ = self._batch(examples, references, micro_batch, self.policy.evaluating())
+            assert batch.positions is not None
+            parts.append((batch.positions, self.objective.margins(batch).cpu()))
+        positions, margins = (torch.cat(column) for column in zip(*parts, strict=True))
+        return self.objective.prepare(margins[torch.argsort(positions)])
 
     def _update(self, rate: float) -> float:
         """Reduce, clip and step; returns the gradient's norm before clipping."""

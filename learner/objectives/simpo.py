@@ -50,6 +50,11 @@ class Simpo(MarginObjective):
         """``[N]``, or None with an NLL term."""
         return None if self.options.nll_weight > 0 else super().margin_losses(margins)
 
+    def metrics(self, batch: PreferenceBatch) -> dict[str, Tensor]:
+        """Margin and accuracy are of mean token log-probabilities; there is no log-ratio."""
+        margin = self.margins(batch)
+        return {"margin": margin, "accuracy": (margin > 0).to(margin.dtype)}
+
 
 @dataclass(frozen=True)
 class GapStatistics(BatchStatistics):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
 
 from learner.errors import InputError
-from learner.likelihood import AutoregressiveLikelihood, collate
+from learner.likelihood import TOKEN_MEASURES, AutoregressiveLikelihood, collate
 from tests.learner.builders import FAMILIES, tiny_model
 
 TEXTS = [([1, 5, 9], [4, 7, 2]), ([3], [8, 8, 8, 8, 6, 2]), ([1, 2, 3, 4, 5, 6, 7], [2])]
@@ -90,3 +92,57 @@ def test_a_family_with_logits_of_its_own_making_is_refused() -> None:
     model.forward = scaled
     with pytest.raises(InputError, match="not supported"):
         AutoregressiveLikelihood(model, 64)
+
+
+def naive_measures(
+    model: torch.nn.Module, reference: torch.nn.Module, prompt: list[int], answer: list[int]
+) -> dict[str, torch.Tensor]:
+    """Every measure from whole tensors of logits."""
+    ids, start = torch.tensor([prompt + answer]), len(prompt) - 1
+    policy, other = (m(input_ids=ids).logits[0, start:-1].float().log_softmax(-1) for m in (model, reference))
+    targets = torch.tensor(answer)[:, None]
+    logps, reference_logps = policy.gather(1, targets)[:, 0], other.gather(1, targets)[:, 0]
+    return {
+        "policy_logps": logps.sum(),
+        "token_kl": (other.exp() * (other - policy)).sum(),
+        "token_kl_products": ((logps - reference_logps).detach() * logps).sum(),
+        "squared_probability_logs": (logps - (policy.exp() ** 2).sum(-1).log()).mean(),
+        "mean_entropy": -(policy.exp() * policy).sum(-1).mean() / math.log(policy.shape[1]),
+    }
+
+
+STORIES = Path(__file__).parents[2].parent / "shared" / "models" / "stories260k"
+NO_STORIES = pytest.mark.skipif(not STORIES.is_dir(), reason="the pretrained model of the shared folder is not here")
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+@pytest.mark.parametrize("pretrained", [False, pytest.param(True, marks=NO_STORIES)])
+def test_values_over_the_whole_vocabulary_equal_the_naive_ones_and_so_do_their_gradients(
+    chunk: int, pretrained: bool
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model, reference = (
+        AutoModelForCausalLM.from_pretrained(STORIES, dtype=torch.float32) if pretrained else tiny_model()
+        for _ in range(2)
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.model.layers.parameters():  # the output layer is frozen, and the same for both
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    likelihood, batch = AutoregressiveLikelihood(model, chunk), collate(TEXTS, CPU)
+    with torch.no_grad():
+        reference_hidden = AutoregressiveLikelihood(reference, chunk).hidden(batch)
+    found = likelihood.measure(batch, frozenset(TOKEN_MEASURES), reference_hidden)
+    whole = [naive_measures(model, reference, *text) for text in TEXTS]
+    weight = model.model.layers[0].mlp.up_proj.weight
+    for name, values in found.items():
+        expected = torch.stack([row[name] for row in whole])
+        torch.testing.assert_close(
+            values, expected, atol=1e-6, rtol=5e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+        if name in ("policy_logps", "token_kl", "token_kl_products"):
+            gradients = [torch.autograd.grad(v.sum(), weight, retain_graph=True)[0] for v in (values, expected)]
+            torch.testing.assert_close(gradients[0], gradients[1], atol=2e-5, rtol=1e-4)
+        else:
+            assert not values.requires_grad

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from learner.config import PairingConfig
 from learner.errors import InputError
-from learner.objectives.parameters import DpoParameters, SppoParameters
+from learner.objectives.parameters import DpoParameters, ObjectiveParameters, SDpoParameters, SppoParameters
 from learner.pairing import select_answers, skip_reason
 from learner.preference import (
     Probabilities,
@@ -139,3 +141,69 @@ def test_a_selection_is_best_first_and_names_two_answers(rewards: list[float]) -
     assert rewards[best] == pytest.approx(max(rewards), abs=1e-9)
     assert rewards[worst] == pytest.approx(min(rewards), abs=1e-9)
     assert selection.win_probabilities[0] >= selection.win_probabilities[1]
+
+
+FOUR = group([answer([4 + i]) for i in range(4)], bradley_terry([1, 9, 0, 2]))
+
+
+def records(rule: str, objective: ObjectiveParameters | None = None, **changes: Any) -> list[tuple[int, ...]]:
+    """The records of the four answers, whose order from best to worst is 1, 3, 0, 2, by the answers' own numbers."""
+    pairing = PairingConfig.model_validate({"rule": rule, **changes})
+    selection = select_answers(
+        FOUR, objective or DpoParameters(), pairing, log_ratios=[0.0] * 4 if rule == "did" else None
+    )
+    return [tuple(selection.indices[place] for place in record) for record in selection.records]
+
+
+def test_every_rule_makes_the_records_that_it_says() -> None:
+    assert records("auto") == records("best-worst") == [(1, 2)]
+    assert records("all-pairs") == [(1, 3), (1, 0), (1, 2), (3, 0), (3, 2), (0, 2)]
+    assert records("all-pairs", tie_margin=0.4) == [(1, 3), (1, 0), (1, 2)]
+    assert records("random-pair")[0] in records("all-pairs")
+    assert records("auto", SDpoParameters()) == records("top-vs-rest", SDpoParameters()) == [(1, 3, 0, 2)]
+    assert records("best-worst", SDpoParameters()) == [(1, 2)]
+    assert records("auto", SppoParameters(answers="all")) == [(1, 3, 0, 2)]
+    assert records("did")[0][0] == 1
+
+
+def test_a_random_pair_depends_on_the_group_alone() -> None:
+    drawn = set()
+    for index in range(30):
+        scored = group([answer([4 + i]) for i in range(4)], bradley_terry([1, 9, 0, 2]), index)
+        first, again = (select_answers(scored, DpoParameters(), PairingConfig(rule="random-pair")) for _ in range(2))
+        assert first.indices == again.indices
+        drawn.add(first.indices)
+    assert len(drawn) > 3
+
+
+def test_all_pairs_follow_each_pairs_own_preference_where_preferences_go_in_circles() -> None:
+    circle = [[0, 3, -2], [-3, 0, 2], [2, -2, 0]]
+    scored = group([answer([4]), answer([5]), answer([6])], circle)
+    selection = select_answers(scored, DpoParameters(), PairingConfig(rule="all-pairs"))
+    found = {tuple(selection.indices[place] for place in record) for record in selection.records}
+    assert found == {(0, 1), (1, 2), (2, 0)}
+    for better, worse in selection.records:
+        assert selection.pair_logits[better, worse] > 0
+
+
+def test_did_draws_what_the_policy_has_turned_to_more_rarely() -> None:
+    drawn = []
+    for index in range(300):
+        scored = group([answer([4 + i]) for i in range(3)], bradley_terry([5, 1, 0]), index)
+        selection = select_answers(
+            scored, DpoParameters(beta=0.5), PairingConfig(rule="did"), log_ratios=[3.0, 1.0, 0.0]
+        )
+        drawn.append(selection.indices[-1])
+    # weights exp(-1.5) and 1
+    assert drawn.count(1) / len(drawn) == pytest.approx(np.exp(-1.5) / (1 + np.exp(-1.5)), abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("rule", "objective"),
+    [("all", DpoParameters()), ("top-vs-rest", DpoParameters()), ("best-worst", SppoParameters(answers="all"))],
+)
+def test_rules_whose_records_an_objective_cannot_learn_from_are_refused(
+    rule: str, objective: ObjectiveParameters
+) -> None:
+    with pytest.raises(InputError, match=f"pairing.rule: {rule} does not go with objective.kind: {objective.kind}"):
+        records(rule, objective)
