@@ -13,10 +13,12 @@ from learner.errors import InputError
 from services.jobs.crew import Crew
 from services.jobs.errors import JobCancelled, JobFailure
 from services.jobs.evaluations import Evaluator
-from services.jobs.intake import Intake
+from services.jobs.intake import Intake, SelfPlayIntake
 from services.jobs.journal import Journal
 from services.jobs.layout import JobPaths
 from services.jobs.loop import SelfPlayLoop
+from services.jobs.offline import OfflineIntake
+from services.jobs.pairs import PreparedPairs
 from services.jobs.records import JobError
 from services.jobs.report import write_report
 from services.jobs.spec import JobSpec
@@ -90,7 +92,7 @@ class JobController:
             raise JobFailure("no_prompts", "the prompts could not be rendered; see the warnings", "prompts")
         self.journal.event(
             "prompts",
-            f"{len(prompts)} prompts; {prompts.skipped} skipped and {prompts.truncated} truncated as too long",
+            f"{len(prompts)} {'pairs' if spec.offline else 'prompts'}; {prompts.skipped} skipped and {prompts.truncated} truncated as too long",
             prompts=len(prompts),
             skipped=prompts.skipped,
             truncated=prompts.truncated,
@@ -103,7 +105,11 @@ class JobController:
             worker_extension=self.worker_extension,
         )
         fleet = Fleet(spec.resources.fleet, tuple(member.name for member in crew.samplers))
-        intake = Intake(spec, prompts, fleet, crew, self.journal)
+        intake: Intake
+        if isinstance(prompts, PreparedPairs):
+            intake = OfflineIntake(spec, prompts, crew, self.journal)
+        else:
+            intake = SelfPlayIntake(spec, prompts, fleet, crew, self.journal)
         evaluator = Evaluator(spec, job.evaluation, crew, fleet, self.journal)
         loop = SelfPlayLoop(spec, crew, fleet, intake, evaluator, self.journal)
         try:
@@ -124,14 +130,13 @@ class JobController:
 
     def _check_capacity(self, spec: JobSpec) -> None:
         resources = spec.resources
-        check_capacity(
-            [
+        demands = [Demand("resources.learner", resources.learner.cpus, resources.learner.gpus)]
+        if spec.samples:
+            demands += [
                 Demand("resources.sampler", resources.sampler.cpus, resources.sampler.gpus, resources.sampler.count),
                 Demand("resources.scorer", resources.scorer.cpus, resources.scorer.gpus),
-                Demand("resources.learner", resources.learner.cpus, resources.learner.gpus),
-            ],
-            cluster.nodes(),
-        )
+            ]
+        check_capacity(demands, cluster.nodes())
 
     def _failed(self, code: str, message: str, param: str | None) -> None:
         self.journal.state(JobState.FAILED, error=JobError(code=code, message=message, param=param))

@@ -45,7 +45,7 @@ class Member:
 
 
 class Crew:
-    """Every worker of a job, made from its specification.
+    """Every worker of a job, made from its specification. Offline jobs without evaluation have neither samplers nor scorers.
 
     Args:
         job_id: prefix of all names.
@@ -68,9 +68,9 @@ class Crew:
         lease = spec.resources.fleet.lease_seconds
         self.queue = self._queue(lease)
         self.versions = self._versions(lease)
-        self.scorers = self._scorers(lease)
+        self.scorers = self._scorers(lease) if spec.samples else ()
         self.learner = self._learner(lease, prompts)
-        self.samplers = self._samplers(lease, worker_extension)
+        self.samplers = self._samplers(lease, worker_extension) if spec.samples else ()
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -134,7 +134,7 @@ class Crew:
             truncated=spec.sampling.truncated,
             queue=self.queue.name,
             put_timeout_seconds=spec.resources.queue.put_timeout_seconds,
-            alone=spec.schedule.mode == "rounds",
+            alone=spec.schedule.mode != "online",
             tie_margin=spec.evaluation.tie_margin,
         )
         return (
@@ -191,7 +191,7 @@ class Crew:
             enforce_eager=resources.enforce_eager,
             seed=spec.seed,
             cache_dir=Path(self.paths.home) / "cache",
-            deterministic=spec.schedule.mode == "rounds",
+            deterministic=spec.schedule.mode != "online",
             gpus=resources.gpus,
             **extension,
         )
@@ -210,7 +210,7 @@ class Crew:
                         sampling=spec.sampling,
                         scorers=tuple(member.name for member in self.scorers),
                         versions=self.versions.name,
-                        in_order=spec.schedule.mode == "rounds",
+                        in_order=spec.schedule.mode != "online",
                         keep_versions=spec.schedule.max_staleness + 1,
                         start_timeout_seconds=resources.start_timeout_seconds,
                         request_timeout_seconds=resources.request_timeout_seconds,

@@ -1,8 +1,12 @@
-"""Admission of work: tickets from the office to the samplers, and again where a sampler failed or died (rules 3, 7 and 8)."""
+"""Admission of work: tickets from the office to the samplers, and again where a sampler failed or died (rules 3, 7 and 8).
+
+`Intake` is what the loop needs of any kind of intake; `SelfPlayIntake` has samplers write. `services.jobs.offline` reads a file instead.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -13,9 +17,9 @@ from services.jobs.errors import JobFailure
 from services.jobs.journal import Journal
 from services.jobs.prepare import PreparedPrompts
 from services.jobs.spec import JobSpec
-from services.jobs.stream import PromptStream
+from services.jobs.stream import Place, PromptStream
 from services.jobs.tickets import Standing, TicketOffice
-from workers.errors import CallTimeout, WorkerDied, WorkerUnavailable
+from workers.errors import CallTimeout, WorkerDied, WorkerError, WorkerUnavailable
 from workers.fleet import Fleet
 from workers.messages import GroupFailure, SamplerStatus
 from workers.replay.rows import LedgerCounts
@@ -24,20 +28,30 @@ REPLACEMENT_FACTOR = 10
 """A round in which so many times its size was skipped or failed will not get better by itself."""
 
 
-class Intake:
-    """Who writes what.
+class Intake(ABC):
+    """Where groups come from: which prompts, in what order, and how many at a time.
 
     Args:
         spec: the job.
         prompts: the training prompts.
-        fleet: which samplers have proved which version.
         crew: the workers.
         journal: where failures are told.
+
+    Attributes:
+        gathering: what the job does while groups arrive, in a word.
+        gathering_share: of the work for one version, for the progress bar.
+        remedy: what to change when nearly no group is usable.
+        in_rounds: whether a version's groups all arrive before the first is learned from.
+        open: set while groups of the current version are wanted.
     """
 
-    def __init__(self, spec: JobSpec, prompts: PreparedPrompts, fleet: Fleet, crew: Crew, journal: Journal) -> None:
+    gathering = "sampling"
+    gathering_share = 0.6
+    remedy = "raise sampling.temperature, or set pairing.identical or pairing.ties to keep"
+
+    def __init__(self, spec: JobSpec, prompts: PreparedPrompts, crew: Crew, journal: Journal) -> None:
         schedule = spec.schedule
-        self.spec, self.prompts, self.fleet, self.crew, self.journal = spec, prompts, fleet, crew, journal
+        self.spec, self.prompts, self.crew, self.journal = spec, prompts, crew, journal
         self.stream = PromptStream(
             [prompt.id for prompt in prompts.prompts],
             shuffle=spec.prompts.shuffle,
@@ -45,15 +59,27 @@ class Intake:
             reuse=spec.schedule.reuse_prompts,
         )
         self.queue = crew.queue.link
-        self.in_rounds = schedule.mode == "rounds"
+        self.in_rounds = schedule.mode != "online"
         self.office = TicketOffice(
             schedule.prompts_per_round, schedule.max_staleness, schedule.rounds, whole_waves=self.in_rounds
         )
         self.open = asyncio.Event()
-        self.assigned: dict[str, str] = {}  # group id to the sampler that writes it
-        self.tries: Counter[str] = Counter()
-        self.orphans: set[str] = set()
-        self.slots_per_sampler = max(1, spec.resources.sampler.max_running_requests // spec.sampling.answers)
+
+    @abstractmethod
+    async def grant(self, version: int) -> int:
+        """Let as many groups as the rule allows begin, while ``open`` is set. Returns how many."""
+
+    @abstractmethod
+    async def observe(self, version: int, statuses: Iterable[SamplerStatus]) -> None:
+        """Learn from the samplers' statuses."""
+
+    @abstractmethod
+    async def sampler_died(self, name: str, version: int) -> None:
+        """Give a dead sampler's groups to others."""
+
+    @abstractmethod
+    async def signal_health(self) -> dict[str, float]:
+        """How healthy the preference signal was since the last call, as metrics."""
 
     async def counts(self) -> LedgerCounts:
         """The whole account of groups, from the queue's rows."""
@@ -69,22 +95,69 @@ class Intake:
         """Prompts that no ticket has taken yet; None where they begin again."""
         return self.stream.left(counts.admitted)
 
+    async def _admit(self, version: int, slots: int | None = None) -> list[Ticket]:
+        """New tickets, as many as the rule allows and at most ``slots``; they are written down already (rule 3)."""
+        standing, counts = await self.standing(version)
+        count = self.office.to_grant(standing, self.prompts_left(counts), slots)
+        if count <= 0:
+            return []
+        first = (await self.queue.call("round_counts", version)).admitted
+        self._check_losses(version, first, counts)
+        tickets = [self._ticket(version, first + k, self.stream.at(counts.admitted + k)) for k in range(count)]
+        await self.queue.call("admit", tickets)
+        return tickets
+
+    def _ticket(self, version: int, index: int, place: Place) -> Ticket:
+        prompt = self.prompts.prompts[place.index]
+        return Ticket(
+            group_id=f"{self.crew.job_id}/r{version}/{index}",
+            round=version,
+            index=index,
+            version=version,
+            seed=derive_seed(self.spec.seed, "answers", version, place.pass_number, prompt.id),
+            prompt=prompt,
+            prompt_token_ids=self.prompts.token_ids[place.index],
+        )
+
+    def _check_losses(self, version: int, granted_in_round: int, counts: LedgerCounts) -> None:
+        if granted_in_round > REPLACEMENT_FACTOR * self.spec.schedule.prompts_per_round:
+            lost = [*counts.skipped.items(), *counts.failed.items(), ("expired", counts.expired)]
+            told = ", ".join(f"{count} {reason}" for reason, count in lost if count)
+            raise JobFailure(
+                "no_usable_groups",
+                f"{granted_in_round} groups were gathered for version {version + 1} and too few of them are usable ({told}); "
+                f"{self.remedy}",
+            )
+
+
+class SelfPlayIntake(Intake):
+    """Who writes what.
+
+    Args:
+        spec: the job.
+        prompts: the training prompts.
+        fleet: which samplers have proved which version.
+        crew: the workers.
+        journal: where failures are told.
+    """
+
+    def __init__(self, spec: JobSpec, prompts: PreparedPrompts, fleet: Fleet, crew: Crew, journal: Journal) -> None:
+        super().__init__(spec, prompts, crew, journal)
+        self.fleet = fleet
+        self.assigned: dict[str, str] = {}  # group id to the sampler that writes it
+        self.tries: Counter[str] = Counter()
+        self.orphans: set[str] = set()
+        self.slots_per_sampler = max(1, spec.resources.sampler.max_running_requests // spec.sampling.answers)
+
     async def grant(self, version: int) -> int:
         """Grant as many tickets as the rule allows, and hand them to samplers that serve ``version``. Returns how many."""
         serving = self.fleet.serving(version)
         if not self.open.is_set() or not serving or (self.in_rounds and not self.fleet.settled(version)):
             return 0
-        standing, counts = await self.standing(version)
         slots = None if self.in_rounds else len(serving) * self.slots_per_sampler - len(self.assigned)
-        count = self.office.to_grant(standing, self.prompts_left(counts), slots)
-        if count <= 0:
-            return 0
-        first = (await self.queue.call("round_counts", version)).admitted
-        self._check_losses(version, first, counts)
-        tickets = [self._ticket(version, first + k, counts.admitted + k) for k in range(count)]
-        await self.queue.call("admit", tickets)
+        tickets = await self._admit(version, slots)
         await self._deal(tickets, serving)
-        return count
+        return len(tickets)
 
     async def observe(self, version: int, statuses: Iterable[SamplerStatus]) -> None:
         """Learn from the samplers' statuses: what arrived, what failed, and what nobody works on any more."""
@@ -120,18 +193,14 @@ class Intake:
             )
             await self._again(tickets, version)
 
-    def _ticket(self, version: int, index: int, position: int) -> Ticket:
-        place = self.stream.at(position)
-        prompt = self.prompts.prompts[place.index]
-        return Ticket(
-            group_id=f"{self.crew.job_id}/r{version}/{index}",
-            round=version,
-            index=index,
-            version=version,
-            seed=derive_seed(self.spec.seed, "answers", version, place.pass_number, prompt.id),
-            prompt=prompt,
-            prompt_token_ids=self.prompts.token_ids[place.index],
-        )
+    async def signal_health(self) -> dict[str, float]:
+        """What the scorer measured; nothing while it is being restarted."""
+        try:
+            health: dict[str, float] = await self.crew.scorers[0].link.call("metrics")
+            return health
+        except WorkerError as error:
+            self.journal.log.warning("no metrics of the scorer: %s", error)
+            return {}
 
     async def _deal(self, tickets: Sequence[Ticket], serving: Sequence[str]) -> None:
         """Deal tickets by index, so that a sampler's share of a round is fixed by rule; a further attempt goes to the next sampler."""
@@ -174,13 +243,3 @@ class Intake:
             prompt_id=ticket.prompt.id,
             stage=stage,
         )
-
-    def _check_losses(self, version: int, granted_in_round: int, counts: LedgerCounts) -> None:
-        if granted_in_round > REPLACEMENT_FACTOR * self.spec.schedule.prompts_per_round:
-            lost = [*counts.skipped.items(), *counts.failed.items(), ("expired", counts.expired)]
-            told = ", ".join(f"{count} {reason}" for reason, count in lost if count)
-            raise JobFailure(
-                "no_usable_groups",
-                f"{granted_in_round} groups were written for version {version + 1} and too few of them are usable ({told}); "
-                "raise sampling.temperature, or set pairing.identical or pairing.ties to keep",
-            )

@@ -1,6 +1,7 @@
 """The self-play loop of one job: admit, learn, publish, prove, evaluate, and again.
 
-In rounds each stage follows the one before; online, sampling goes on while the learner learns, bounded by the tickets (rule 7).
+In rounds each stage follows the one before; online, sampling goes on while the learner learns, bounded by the tickets (rule 7); offline,
+groups are read from a file instead of being sampled.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ class SelfPlayLoop:
         await self._take_up()
         self.journal.state(JobState.RUNNING)
         admitting = asyncio.ensure_future(self._admit_forever())
+        admitting.add_done_callback(self.supervisor.watch)
         try:
             while self.version < self.spec.schedule.rounds:
                 await self._evaluate_if_due(last=False)
@@ -159,7 +161,7 @@ class SelfPlayLoop:
                     break
         self.journal.version(manifest)
         self.round_metrics |= {"publish_seconds": self.clock() - publishing, "round_seconds": self.clock() - began}
-        self.round_metrics |= await self._signal_health()
+        self.round_metrics |= await self.intake.signal_health()
         self._new_version(manifest)
         return True
 
@@ -176,15 +178,6 @@ class SelfPlayLoop:
             except (WorkerDied, WorkerUnavailable) as error:
                 self.journal.log.info("the learner cannot go back yet: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
-
-    async def _signal_health(self) -> dict[str, float]:
-        """How healthy the preference signal was since the version before; nothing while a scorer is being restarted."""
-        try:
-            health: dict[str, float] = await self.crew.scorers[0].link.call("metrics")
-            return health
-        except WorkerError as error:
-            self.journal.log.warning("no metrics of the scorer: %s", error)
-            return {}
 
     async def _learn_passes(self, began: float) -> int:
         """All optimizer steps of one version. Returns how many groups were learned from."""
@@ -214,7 +207,7 @@ class SelfPlayLoop:
                 await asyncio.sleep(TICK_SECONDS)
                 continue
             if not learning:
-                self.round_metrics = {"sampling_seconds": self.clock() - began}
+                self.round_metrics = {f"{self.intake.gathering}_seconds": self.clock() - began}
                 learning = self.clock()
             result = await self._step(want, minimum=None, pass_number=0)
             if result is not None:
@@ -359,8 +352,9 @@ class SelfPlayLoop:
         size = self.spec.schedule.prompts_per_round
         learning = standing.leased > 0 or standing.ready >= size
         written = min(1.0, (standing.ready + standing.leased) / size)
-        share = 0.6 * written + 0.4 * min(1.0, standing.leased / size)
-        stage = ("learning" if learning else "sampling") if self.intake.in_rounds else "sampling and learning"
+        gathering, gathered = self.intake.gathering, self.intake.gathering_share
+        share = gathered * written + (1 - gathered) * min(1.0, standing.leased / size)
+        stage = ("learning" if learning else gathering) if self.intake.in_rounds else f"{gathering} and learning"
         self.journal.progress((self.version + share) / self.spec.schedule.rounds, stage)
 
     def _say(self, stage: str) -> None:

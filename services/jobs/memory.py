@@ -51,7 +51,8 @@ def estimate_memory(spec: JobSpec, model: ModelFiles | None, scorer_bytes: int |
         model: the policy's files; None before they are fetched from the hub.
         scorer_bytes: size of the scorer's weights on disk; 0 for a function; None before they are fetched.
     """
-    return MemoryEstimate((*_sampler(spec, model), *_scorer(spec, scorer_bytes), *_learner(spec, model)))
+    sampling = (*_sampler(spec, model), *_scorer(spec, scorer_bytes)) if spec.samples else ()
+    return MemoryEstimate((*sampling, *_learner(spec, model)))
 
 
 def element_bytes(spec: JobSpec, gpus: float) -> int:

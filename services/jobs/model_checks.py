@@ -39,12 +39,17 @@ def problems(spec: JobSpec, model: ModelFiles) -> Iterator[str]:
         yield "policy.model: it brings Python code of its own, which is never run; use a model that transformers knows"
     if not model.tensors and model.folder.is_dir() and not _is_metadata_only(model):
         yield f"policy.model: {model.folder} holds no weights (*.safetensors)"
-    if spec.resources.sampler.gpus == 0 and model.head_size is not None and model.head_size not in CPU_HEAD_SIZES:
+    if (
+        spec.samples
+        and spec.resources.sampler.gpus == 0
+        and model.head_size is not None
+        and model.head_size not in CPU_HEAD_SIZES
+    ):
         yield (
             f"policy.model: its attention heads have size {model.head_size}, and vLLM's CPU backend takes "
             f"{one_of(CPU_HEAD_SIZES)}; use another model, or a GPU"
         )
-    parallel = spec.resources.sampler.tensor_parallel_size
+    parallel = spec.resources.sampler.tensor_parallel_size if spec.samples else 1
     if model.heads is not None and model.heads % parallel:
         yield (
             f"resources.sampler.tensor_parallel_size: {parallel} does not divide the model's {model.heads} attention heads; "
@@ -104,6 +109,14 @@ def eos_token_ids(model: ModelFiles, renderer: PromptRenderer) -> tuple[int, ...
         return model.eos_token_ids
     identity = renderer.token_id("eos_token")
     return () if identity is None else (identity,)
+
+
+def answer_end(model: ModelFiles, renderer: PromptRenderer) -> int:
+    """Id of the token that ends a given answer (rule 2): the EOS that the chat template writes behind one, else the tokenizer's, else
+    the model's first. The model has passed `tokenizer_problems`."""
+    own, said = eos_token_ids(model, renderer), renderer.token_id("eos_token")
+    after = [identity for identity in renderer.token_ids_after_answer if identity in own or identity == said]
+    return after[0] if after else own[0] if said is None else said
 
 
 def adapter_problems(folder: Path, adapters: AdapterConfig, model: ModelFiles | None) -> Iterator[str]:

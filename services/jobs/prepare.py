@@ -142,7 +142,12 @@ def render_prompts(
 
 
 def cut_start(
-    prompt: Prompt, ids: tuple[int, ...], limit: int, renderer: PromptRenderer, key: str = "prompts"
+    prompt: Prompt,
+    ids: tuple[int, ...],
+    limit: int,
+    renderer: PromptRenderer,
+    key: str = "prompts",
+    remedy: str = "lower sampling.max_tokens",
 ) -> tuple[Prompt, tuple[int, ...]]:
     """Cut the start of the last user's text until the prompt has at most ``limit`` tokens; the template stays whole.
 
@@ -157,7 +162,7 @@ def cut_start(
         if dropped >= len(starts) or not text[starts[dropped] :].strip():
             raise InputError(
                 f"{key}: prompt {prompt.id!r} cannot be cut to {limit} tokens, because its other turns and the chat template fill them; "
-                f"set {key}.too_long: skip, or lower sampling.max_tokens"
+                f"set {key}.too_long: skip, or {remedy}"
             )
         rest = Message.of("user", text[starts[dropped] :])
         shorter = prompt.model_copy(update={"messages": (*prompt.messages[:-1], rest)})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from learner.errors import InputError
-from learner.records import Message, Prompt, TextPart
+from learner.records import Message, Prompt, Role, TextPart
 from services.jobs.paths import is_prompt_file
 from services.jobs.spec import PromptsConfig
 
@@ -35,31 +35,57 @@ def read_prompts(config: PromptsConfig, base_dir: Path | None = None, key: str =
     Raises:
         InputError: the source cannot be read, holds nothing, or an entry is no prompt (its file and line are named).
     """
+    return [prompt for _, _, prompt in read_rows(config, base_dir, key)]
+
+
+def read_rows(
+    config: PromptsConfig,
+    base_dir: Path | None = None,
+    key: str = "prompts",
+    turns: Callable[[str, Mapping[str, Any], PromptsConfig], list[Message]] | None = None,
+) -> Iterator[tuple[str, Mapping[str, Any], Prompt]]:
+    """Each entry of a source: where it stands, its fields, and its prompt.
+
+    Args:
+        config, base_dir, key: as `read_prompts` takes them.
+        turns: finds the prompt's messages in an entry; default: in the field ``column``.
+
+    Raises:
+        InputError: as `read_prompts` does.
+    """
     if is_prompt_file(config.source):
         rows = _file_rows((base_dir or Path()) / config.source, key)
     else:
         rows = _hub_rows(config, key)
-    prompts: list[Prompt] = []
     first_seen: dict[str, str] = {}
     for number, (where, row) in enumerate(islice(rows, config.limit)):
-        prompt = _prompt(where, number, row, config)
+        prompt = _prompt(where, number, row, config, (turns or prompt_turns)(where, row, config))
         if prompt.id in first_seen:
             raise InputError(
                 f"{where}: the id {prompt.id!r} stands at {first_seen[prompt.id]} already; ids must be unique"
             )
         first_seen[prompt.id] = where
-        prompts.append(prompt)
-    if not prompts:
+        yield where, row, prompt
+    if not first_seen:
         raise InputError(f"{key}.source: {config.source} holds no prompts")
-    return prompts
 
 
-def _prompt(where: str, number: int, row: Mapping[str, Any], config: PromptsConfig) -> Prompt:
+def prompt_turns(where: str, row: Mapping[str, Any], config: PromptsConfig) -> list[Message]:
+    """The messages in the prompt's field.
+
+    Raises:
+        InputError: there is no such field, or it holds no messages.
+    """
     if config.column not in row:
         raise InputError(
             f"{where}: there is no field {config.column!r}; name the prompt's field with `column` (here: {', '.join(row)})"
         )
-    messages = _messages(where, row[config.column])
+    return chat_turns(where, row[config.column])
+
+
+def _prompt(
+    where: str, number: int, row: Mapping[str, Any], config: PromptsConfig, messages: Sequence[Message]
+) -> Prompt:
     if config.system is not None and messages[0].role != "system":
         messages = [Message.of("system", config.system), *messages]
     identity = row.get(config.id_column)
@@ -76,17 +102,21 @@ def _prompt(where: str, number: int, row: Mapping[str, Any], config: PromptsConf
         raise InputError(f"{where}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 
 
-def _messages(where: str, value: object) -> list[Message]:
-    """The chat turns of a prompt: text is one turn of the user."""
+def chat_turns(where: str, value: object, text_role: Role = "user", what: str = "the prompt") -> list[Message]:
+    """Chat turns: a list of messages, or text, which is one turn of ``text_role``.
+
+    Raises:
+        InputError: it is neither.
+    """
     if isinstance(value, str):
-        return [Message(role="user", content=(_text_part(where, value),))]
+        return [Message(role=text_role, content=(_text_part(where, value, what),))]
     if not isinstance(value, list) or not value:
-        raise InputError(f"{where}: a prompt must be text or a list of chat messages, not {_short(value)}")
+        raise InputError(f"{where}: {what} must be text or a list of chat messages, not {short(value)}")
     messages = []
     for position, entry in enumerate(value):
         if not isinstance(entry, Mapping) or not {"role", "content"} <= entry.keys():
             raise InputError(
-                f"{where}: message {position + 1} must be a mapping with `role` and `content`, not {_short(entry)}"
+                f"{where}: message {position + 1} must be a mapping with `role` and `content`, not {short(entry)}"
             )
         role = entry["role"]
         if role not in ROLES:
@@ -95,19 +125,19 @@ def _messages(where: str, value: object) -> list[Message]:
             raise InputError(f"{where}: message {position + 1} is a system prompt; it can only be the first message")
         content = entry["content"]
         parts = content if isinstance(content, list) and content else [content]
-        messages.append(Message(role=role, content=tuple(_text_part(where, part) for part in parts)))
+        messages.append(Message(role=role, content=tuple(_text_part(where, part, what) for part in parts)))
     return messages
 
 
-def _text_part(where: str, value: object) -> TextPart:
+def _text_part(where: str, value: object, what: str) -> TextPart:
     if isinstance(value, Mapping):
         if value.get("type") != "text":
             raise InputError(f"{where}: a message's part is of type {value.get('type')!r}; only text is taken for now")
         value = value.get("text")
     if not isinstance(value, str):
-        raise InputError(f"{where}: a message must be text, not {_short(value)}")
+        raise InputError(f"{where}: a message must be text, not {short(value)}")
     if not value.strip():
-        raise InputError(f"{where}: the prompt or one of its messages is empty")
+        raise InputError(f"{where}: {what} or one of its messages is empty")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -115,7 +145,8 @@ def _text_part(where: str, value: object) -> TextPart:
     return TextPart(text=value)
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A value as it may stand in a message: cut where it is long."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -150,7 +181,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
             if not text:
                 continue
             if not isinstance(row, dict):
-                raise InputError(f"{where}: each line must hold one JSON object, not {_short(row)}")
+                raise InputError(f"{where}: each line must hold one JSON object, not {short(row)}")
             yield where, row
 
 

@@ -19,10 +19,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from learner.errors import InputError
-from learner.records import Prompt
+from learner.records import Message, Prompt
 from services.jobs.model_files import read_json
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
+"""What a chat template can raise on messages that it does not like."""
 
 
 class PromptRenderer:
@@ -81,12 +84,9 @@ class PromptRenderer:
                     f"{prompt.id!r} has the turns {', '.join(message.role for message in prompt.messages)}"
                 )
             return prompt.messages[0].text
-        messages = [{"role": message.role, "content": message.text} for message in prompt.messages]
         try:
-            return self._template.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._special
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            return self._written(self._template, prompt.messages, generation_prompt=True)
+        except TEMPLATE_ERRORS as error:
             raise InputError(f"{self._key}: the chat template refuses prompt {prompt.id!r}: {error}") from None
 
     def token_ids(self, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
@@ -96,13 +96,60 @@ class PromptRenderer:
             InputError: as `text` does, or a prompt renders to nothing.
         """
         texts = [self.text(prompt) for prompt in prompts]
-        encoded = [tuple(item.ids) for item in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+        encoded = self._encode(texts)
         if self._template is None:
             encoded = [(*self._prefix, *ids) for ids in encoded]
         for prompt, ids in zip(prompts, encoded, strict=True):
             if not ids:
                 raise InputError(f"{self._key}: prompt {prompt.id!r} renders to no tokens")
         return encoded
+
+    def answer_token_ids(
+        self, prompts: Sequence[Prompt], prompt_token_ids: Sequence[Sequence[int]], answers: Sequence[str]
+    ) -> list[tuple[int, ...]]:
+        """The token ids of given answers as the policy would have written them behind their prompts, without what ends them.
+
+        Prompt and answer are encoded together, because a tokenizer may treat the beginning of a text in a way of its own; only where
+        that moves the boundary is the answer encoded alone.
+        """
+        lead, _ = self._assistant_turn
+        prefix = () if self._template is not None else self._prefix
+        texts = [self.text(prompt) + lead + answer for prompt, answer in zip(prompts, answers, strict=True)]
+        result = []
+        for encoded, ids, answer in zip(self._encode(texts), prompt_token_ids, answers, strict=True):
+            together = (*prefix, *encoded)
+            same = together[: len(ids)] == tuple(ids)
+            result.append(together[len(ids) :] if same else self._encode([lead + answer])[0])
+        return result
+
+    @property
+    def token_ids_after_answer(self) -> tuple[int, ...]:
+        """What the chat template writes behind an answer; empty without a template."""
+        return self._assistant_turn[1]
+
+    @cached_property
+    def _assistant_turn(self) -> tuple[str, tuple[int, ...]]:
+        """White space that the template writes before an answer, and the token ids that it writes behind one."""
+        if self._template is None:
+            return "", ()
+        question, answer = Message.of("user", "question"), "answer-of-the-assistant"
+        try:
+            before = self._written(self._template, [question], generation_prompt=True)
+            whole = self._written(self._template, [question, Message.of("assistant", answer)], generation_prompt=False)
+        except TEMPLATE_ERRORS:  # a template for single questions
+            return "", ()
+        start, _, end = whole.rpartition(answer)
+        lead = start.removeprefix(before)
+        return lead if start.startswith(before) and lead.isspace() else "", self._encode([end])[0]
+
+    def _written(self, template: jinja2.Template, messages: Sequence[Message], *, generation_prompt: bool) -> str:
+        turns = [{"role": message.role, "content": message.text} for message in messages]
+        return template.render(
+            messages=turns, tools=None, documents=None, add_generation_prompt=generation_prompt, **self._special
+        )
+
+    def _encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        return [tuple(item.ids) for item in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
     def text_offsets(self, text: str) -> list[int]:
         """Where each token of ``text`` begins, in characters."""

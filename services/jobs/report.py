@@ -82,7 +82,7 @@ def write_report(store: JobStore, job_id: str, path: Path) -> Path:
     page = environment.get_template("report.html").render(
         job=job,
         rows=version_rows(versions),
-        pictures=[_win_rates(versions), *_curves(series)],
+        pictures=[*_win_rates(versions), *_curves(series)],
         examples=[readable(example) for example in examples(events, _shown_version(job, versions))],
         events=[event for event in events if event.kind != "evaluated"][-200:],
     )
@@ -102,7 +102,10 @@ def readable(example: Mapping[str, Any]) -> dict[str, str]:
     return {"prompt": prompt, "before": str(example["before"]), "after": str(example["after"])}
 
 
-def _win_rates(versions: Sequence[VersionRecord]) -> str:
+def _win_rates(versions: Sequence[VersionRecord]) -> list[str]:
+    """The picture of win rates, where a version was evaluated."""
+    if not any("win_rate" in version.metrics for version in versions):
+        return []
     figure, axes = _figure("Win rate against version 0 (95 % interval)", "share")
     for name, label in (("win_rate", "by the scorer"), ("gold_win_rate", "by the gold judge")):
         points = [
@@ -119,7 +122,7 @@ def _win_rates(versions: Sequence[VersionRecord]) -> str:
     axes.set_xlabel("version")
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
-    return _svg(figure)
+    return [_svg(figure)]
 
 
 def _curves(series: Mapping[str, Sequence[MetricPoint]]) -> list[str]:

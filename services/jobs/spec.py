@@ -36,10 +36,32 @@ class PromptsConfig(Config):
         default="domain", description="Field that holds the prompt's domain, where there is one."
     )
     system: str | None = Field(default=None, description="System prompt put before prompts that have none.")
+    chosen_column: str = Field(
+        default="chosen",
+        description=(
+            "Offline: field that holds the better answer: text, or a list of chat messages whose last one is the answer. Without a "
+            "prompt's field, the messages before it are the prompt."
+        ),
+    )
+    rejected_column: str = Field(
+        default="rejected", description="Offline: field that holds the worse answer, likewise."
+    )
+    chosen_score_column: str | None = Field(
+        default="chosen_score",
+        description=(
+            "Offline: field that holds the better answer's score. The difference of both scores is the pair's logit; a row without "
+            "them is a certain preference. null: do not read scores."
+        ),
+    )
+    rejected_score_column: str | None = Field(
+        default="rejected_score", description="Offline: field that holds the worse answer's score."
+    )
     limit: int | None = Field(default=None, ge=1, description="Read only the first so many.")
     too_long: Literal["error", "skip", "truncate"] = Field(
         default="error",
-        description="Prompts that leave no room for the answer: refuse the job, leave them out, or cut their start.",
+        description=(
+            "Prompts that leave no room for the answer (offline: for the longer one): refuse the job, leave them out, or cut their start."
+        ),
     )
     shuffle: bool = Field(default=True, description="Shuffle by the job's seed before rounds take their slices.")
 
@@ -103,3 +125,13 @@ class JobSpec(Config):
     resources: ResourcesConfig = Field(default=ResourcesConfig(), description="What the workers may use.")
     output: OutputConfig = Field(default=OutputConfig(), description="What is kept.")
     seed: int = Field(default=0, ge=0, lt=1 << 31, description="Every draw of the job derives from it.")
+
+    @property
+    def offline(self) -> bool:
+        """Whether the job learns from a file's answers."""
+        return self.schedule.mode == "offline"
+
+    @property
+    def samples(self) -> bool:
+        """Whether samplers and a scorer run: always, but offline only to evaluate."""
+        return not self.offline or self.evaluation.prompts is not None

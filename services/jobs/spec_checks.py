@@ -23,6 +23,7 @@ QUEUED_BYTES_PER_TOKEN = 24
 def problems(spec: JobSpec) -> Iterator[str]:
     """Combinations that cannot work, whatever machine and model are used."""
     yield from _reference(spec)
+    yield from _offline(spec)
     yield from _adapters(spec)
     yield from _slots(spec)
     yield from _queue(spec)
@@ -35,25 +36,32 @@ def machine_problems(spec: JobSpec, machine: Machine) -> Iterator[str]:
     """What the job asks for beyond this machine. Not asked where a cluster runs the job."""
     resources = spec.resources
     sampler, scorer, learner = resources.sampler, resources.scorer, resources.learner
-    cpus = sampler.count * sampler.cpus + scorer.cpus + learner.cpus + SERVICE_CPUS
+    cpus, gpus = learner.cpus + SERVICE_CPUS, learner.gpus
+    told, remedy = f"learner {learner.cpus:g} + services {SERVICE_CPUS:g}", "lower resources.learner.cpus"
+    if spec.samples:
+        cpus += sampler.count * sampler.cpus + scorer.cpus
+        gpus += sampler.count * sampler.gpus + scorer.gpus
+        told = f"sampler {sampler.count} x {sampler.cpus:g} + scorer {scorer.cpus:g} + {told}"
+        remedy = "lower resources.*.cpus or resources.sampler.count"
     if cpus > machine.cpus + 1e-9:
-        yield (
-            f"resources: sampler {sampler.count} x {sampler.cpus:g} + scorer {scorer.cpus:g} + learner {learner.cpus:g} + services "
-            f"{SERVICE_CPUS:g} = {cpus:g} CPUs, and this machine has {machine.cpus}; lower resources.*.cpus or resources.sampler.count"
-        )
-    gpus = sampler.count * sampler.gpus + scorer.gpus + learner.gpus
+        yield f"resources: {told} = {cpus:g} CPUs, and this machine has {machine.cpus}; {remedy}"
     if gpus > machine.gpus:
         has = f"this machine has {machine.gpus}" if machine.gpus else "this machine has no GPU"
         yield f"resources: the workers ask for {gpus:g} GPUs, and {has}; set resources.*.gpus to what is there, or to 0 for the CPU"
     for name, threads in (("sampler", sampler.threads), ("scorer", scorer.threads), ("learner", learner.threads)):
-        if threads > machine.cpus:
+        if threads > machine.cpus and (spec.samples or name == "learner"):
             yield f"resources.{name}.threads: {threads} is more than the {machine.cpus} CPUs of this machine; lower it"
 
 
 def warnings(spec: JobSpec) -> Iterator[str]:
     """What works but is seldom meant."""
     sampling = spec.sampling
-    if isinstance(spec.objective, SppoParameters):
+    if isinstance(spec.objective, SppoParameters) and spec.offline:
+        yield (
+            "objective.kind: sppo learns offline against objective.reference: round, the policy at the round's start, although the file's "
+            "answers were not written by it; its win probabilities are the file's"
+        )
+    elif isinstance(spec.objective, SppoParameters):
         unlike = [
             f"{name}: {value:g}"
             for name, value, own in (
@@ -77,7 +85,7 @@ def warnings(spec: JobSpec) -> Iterator[str]:
         yield f"evaluation.gold: {scorer.name} is the scorer itself, so it cannot show over-optimisation; name an independent judge"
     waiting = spec.schedule.prompts_per_round * (spec.schedule.max_staleness + 1)
     size = waiting * sampling.answers * sampling.max_tokens * QUEUED_BYTES_PER_TOKEN
-    if size > spec.resources.queue.max_bytes:
+    if size > spec.resources.queue.max_bytes and not spec.offline:
         yield (
             f"resources.queue.max_bytes: {waiting} waiting groups of {sampling.answers} answers may come to about {size} bytes when all "
             f"answers are of full length, more than {spec.resources.queue.max_bytes}; raise it, so that samplers need not wait"
@@ -89,6 +97,23 @@ def _reference(spec: JobSpec) -> Iterator[str]:
         resolve_reference(spec.objective, spec.schedule)
     except InputError as error:
         yield str(error)
+
+
+def _offline(spec: JobSpec) -> Iterator[str]:
+    """What offline learning cannot do: the answers are a file's, so nobody knows which policy wrote them, and no scorer compares them."""
+    if not spec.offline:
+        return
+    if spec.objective.reference == "behaviour":
+        yield (
+            "objective.reference: behaviour does not go with schedule.mode: offline, whose answers carry no version that wrote them; use "
+            "auto, start or round"
+        )
+    if spec.scorer.shuffle:
+        yield "scorer.shuffle: true permutes a scorer's scores, and with schedule.mode: offline no scorer compares answers; leave it out"
+    if spec.prompts.chosen_column == spec.prompts.rejected_column:
+        yield (
+            f"prompts.rejected_column: {spec.prompts.rejected_column} is prompts.chosen_column too; name the field of the worse answer"
+        )
 
 
 def _adapters(spec: JobSpec) -> Iterator[str]:
@@ -150,14 +175,15 @@ def _devices(spec: JobSpec) -> Iterator[str]:
             f"resources.sampler.gpus: {sampler.gpus:g} for one sampler, which uses one; set tensor_parallel_size: {sampler.gpus:g}, or "
             "gpus: 1 and a higher count"
         )
-    on_cpu = [name for name, gpus in (("sampler", sampler.gpus), ("learner", resources.learner.gpus)) if gpus == 0]
+    users = [("sampler", sampler.gpus)] if spec.samples else []
+    on_cpu = [name for name, gpus in (*users, ("learner", resources.learner.gpus)) if gpus == 0]
     if spec.policy.dtype == "float16" and on_cpu:
         yield f"policy.dtype: float16 does not go with the {' and the '.join(on_cpu)} on the CPU; use float32 or bfloat16"
 
 
 def _judges(spec: JobSpec) -> Iterator[str]:
     scorer, evaluation = spec.scorer.model, spec.evaluation
-    if isinstance(scorer, FunctionScorer):
+    if isinstance(scorer, FunctionScorer) and spec.samples:
         yield from _function("scorer.model.name", scorer.name)
     if isinstance(scorer, PairRMScorer) and scorer.max_source_tokens >= scorer.max_total_tokens:
         yield (

@@ -19,6 +19,7 @@ from services.jobs.hub import fetch_small_files
 from services.jobs.machine import Machine
 from services.jobs.memory import MemoryEstimate, estimate_memory
 from services.jobs.model_files import ModelFiles, read_model
+from services.jobs.pairs import prepare_pairs, read_pairs
 from services.jobs.paths import is_hub_name, is_prompt_file, resolve_paths
 from services.jobs.prepare import (
     PreparedPrompts,
@@ -102,7 +103,7 @@ def validate_job(
         )
     if spec.policy.adapter is not None:
         _refuse(model_checks.adapter_problems(Path(spec.policy.adapter), spec.adapters, model))
-    scorer_bytes = _scorer(spec, deep, warnings)
+    scorer_bytes = _scorer(spec, deep, warnings) if spec.samples else None
 
     spec = _explicit(spec, model)
     summary, prepared, evaluation = _prompts(spec, model, deep, warnings)
@@ -155,8 +156,9 @@ def _explicit(spec: JobSpec, model: ModelFiles | None) -> JobSpec:
     policy = spec.policy
     if model is not None:
         policy = policy.model_copy(update={"max_context_tokens": context_tokens(spec, model)})
-    if policy.dtype == "auto" and (sampler.gpus > 0) == (resources.learner.gpus > 0):
-        policy = policy.model_copy(update={"dtype": "bfloat16" if sampler.gpus > 0 else "float32"})
+    on_gpu = resources.learner.gpus > 0
+    if policy.dtype == "auto" and (not spec.samples or (sampler.gpus > 0) == on_gpu):
+        policy = policy.model_copy(update={"dtype": "bfloat16" if on_gpu else "float32"})
     objective = spec.objective.model_copy(update={"reference": resolve_reference(spec.objective, spec.schedule)})
     return spec.model_copy(
         update={
@@ -182,7 +184,7 @@ def _prompts(
                 f"{key}.source: {config.source} is taken for a name on the hub; it is read with --deep, and when the job starts"
             )
     if model is None or not _can_render(model, deep, warnings):
-        training = read_prompts(spec.prompts) if readable[0] else []
+        training = _read(spec) if readable[0] else []
         held_out = _held_out(spec.evaluation.prompts, readable[1])
         if training:
             refuse_too_few(len(training), spec.schedule)
@@ -194,7 +196,8 @@ def _prompts(
         warnings.append(
             "policy.model: its chat template may write today's date into prompts, so that answers differ from day to day"
         )
-    prepared = prepare_prompts(spec, model, renderer=renderer) if readable[0] else None
+    prepare = prepare_pairs if spec.offline else prepare_prompts
+    prepared = prepare(spec, model, renderer=renderer) if readable[0] else None
     evaluation = prepare_evaluation_prompts(spec, model, renderer=renderer) if readable[1] else None
     if prepared is not None:
         refuse_too_few(len(prepared), spec.schedule)
@@ -208,6 +211,10 @@ def _prompts(
     held_out = list(evaluation.prompts) if evaluation else []
     _refuse_overlap(training, held_out, warnings)
     return _summary(training, held_out, prepared, evaluation), prepared, evaluation
+
+
+def _read(spec: JobSpec) -> list[Prompt]:
+    return [pair.prompt for pair in read_pairs(spec.prompts)] if spec.offline else read_prompts(spec.prompts)
 
 
 def _can_render(model: ModelFiles, deep: bool, warnings: list[str]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from learner.records import Prompt, Stage, Ticket
-from services.jobs.intake import Intake
+from services.jobs.intake import SelfPlayIntake
 from services.jobs.prepare import PreparedPrompts
 from services.jobs.spec import JobSpec
 from workers.config import FleetConfig
@@ -53,7 +53,7 @@ class Desk:
         for name in fleet.names:
             fleet.started(name)
             fleet.proved(name, 0)
-        self.intake = Intake(spec, PreparedPrompts((prompt,), ((1, 2),)), fleet, crew, journal)  # type: ignore[arg-type]
+        self.intake = SelfPlayIntake(spec, PreparedPrompts((prompt,), ((1, 2),)), fleet, crew, journal)  # type: ignore[arg-type]
         self.ticket = Ticket(
             group_id="job/r0/0", round=0, index=0, version=0, seed=1, prompt=prompt, prompt_token_ids=(1, 2)
         )
