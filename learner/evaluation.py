@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -115,3 +116,15 @@ def kl_divergence(
         raise InputError("a KL estimate needs at least one answer; raise evaluation.count")
     spread = float(np.std(per_answer, ddof=1)) / math.sqrt(len(per_answer)) if len(per_answer) > 1 else math.nan
     return KlEstimate(float(np.mean(per_answer)), spread, estimator, len(per_answer))
+
+
+def entropy_per_token(policy_logps: Sequence[Sequence[float]]) -> float:
+    """The policy's entropy in nats a token, estimated on answers that it drew at temperature 1: the mean of ``-log p``.
+
+    Raises:
+        InputError: there are no tokens.
+    """
+    tokens = sum(len(answer) for answer in policy_logps)
+    if not tokens:
+        raise InputError("an entropy estimate needs at least one token; raise evaluation.count")
+    return -math.fsum(chain.from_iterable(policy_logps)) / tokens

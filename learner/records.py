@@ -134,13 +134,15 @@ class Ticket(Record):
     """The controller's leave to write one group (rule 7). It names the version to use.
 
     ``index`` counts tickets within a round from 0 and fixes the order in which groups are learned from (rule 8);
-    ``seed`` is the seed of answer 0, answer k takes ``seed + k``.
+    ``seed`` is the seed of answer 0, answer k takes ``seed + k``. ``opponent`` is the older version that writes the last half of the
+    answers (``sampling.opponent``); None: ``version`` writes all of them.
     """
 
     group_id: str
     round: int = Field(ge=0)
     index: int = Field(ge=0)
     version: int = Field(ge=0)
+    opponent: int | None = Field(default=None, ge=0)
     seed: int = Field(ge=0)
     attempt: int = Field(default=0, ge=0)
     prompt: Prompt
@@ -153,7 +155,9 @@ class ResponseGroup(Record):
     group_id: str
     round: int
     index: int
-    version: int = Field(description="the newest version among the answers' versions")
+    version: int = Field(
+        description="the newest version among the answers' versions: the policy's, which staleness is measured from"
+    )
     prompt: Prompt
     prompt_token_ids: tuple[int, ...]
     answers: tuple[Answer, ...] = Field(min_length=2)

@@ -77,7 +77,8 @@ class EvaluationResult(Record):
     """One version against version 0 on held-out prompts.
 
     ``judge`` is the training scorer, ``gold`` the independent one. ``kl_nats`` is the mean over answers of the k3 estimate of
-    KL(version || version 0), summed over tokens; ``kl_k1_nats`` the mean log-ratio on the same answers.
+    KL(version || version 0), summed over tokens; ``kl_k1_nats`` the mean log-ratio on the same answers;
+    ``entropy_nats_per_token`` the version's entropy, estimated on them too.
     """
 
     version: int
@@ -85,6 +86,7 @@ class EvaluationResult(Record):
     gold: JudgedWinRate | None
     kl_nats: float
     kl_k1_nats: float
+    entropy_nats_per_token: float
     answer_length_tokens: float
     truncated_share: float
     seconds: float
@@ -99,6 +101,7 @@ class EvaluationResult(Record):
             "tie_rate": self.judge.tie_rate,
             "kl_nats": self.kl_nats,
             "kl_k1_nats": self.kl_k1_nats,
+            "entropy_nats_per_token": self.entropy_nats_per_token,
             "answer_length_tokens": self.answer_length_tokens,
             "truncated_share": self.truncated_share,
             "evaluation_seconds": self.seconds,

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from learner.errors import InputError
-from services.cli import demo, export, jobs, run, schema, scorer, serve, validate
+from services.cli import demo, export, jobs, objectives, run, schema, scorer, serve, validate
 
 EXIT_BAD_INPUT = 2
 
@@ -55,6 +55,7 @@ app.command()(demo.demo)
 app.command()(run.run)
 app.command()(validate.validate)
 app.command()(schema.schema)
+app.command()(objectives.objectives)
 app.command()(serve.serve)
 app.command()(jobs.submit)
 app.command("list")(jobs.list_)

@@ -143,6 +143,7 @@ class ScorerWorker(LeasedWorker):
             gold=gold,
             kl_nats=evaluation.kl_divergence(logprobs, references, "k3").nats,
             kl_k1_nats=evaluation.kl_divergence(logprobs, references, "k1").nats,
+            entropy_nats_per_token=evaluation.entropy_per_token(logprobs),
             answer_length_tokens=float(np.mean([len(answer.answer.token_ids) for answer in policy])),
             truncated_share=float(np.mean([answer.answer.truncated for answer in policy])),
             seconds=time.time() - began,
