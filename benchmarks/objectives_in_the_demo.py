@@ -71,8 +71,9 @@ def play(kind: str, spec: dict[str, Any], home: Path) -> dict[str, Any]:
         return {"error": (done.stderr or done.stdout).strip().splitlines()[-1]}
     store = JobStore(f"sqlite:///{home / 'sparring.sqlite'}")
     record = store.list(limit=1)[0]
-    steps = record.learner_step or 1
-    rounds = [version.metrics.get("learning_seconds", 0.0) for version in store.versions(record.id)]
+    schedule = spec["schedule"]
+    steps = schedule["rounds"] * schedule["prompts_per_round"] / schedule["prompts_per_step"]
+    rounds = [version.metrics.get("learning_seconds") or 0.0 for version in store.versions(record.id)]
     newest = store.versions(record.id)[-1].metrics
     series = store.newest_metrics(record.id)
     for name in ("loss", "margin", "accuracy"):
