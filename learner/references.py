@@ -6,7 +6,8 @@ from typing import Literal
 
 from learner.config import ScheduleConfig
 from learner.errors import InputError
-from learner.objectives.parameters import AnyObjective, SppoParameters
+from learner.objectives.kinds import AnyObjective
+from learner.objectives.parameters import SppoParameters
 
 ResolvedReference = Literal["start", "round", "behaviour"]
 

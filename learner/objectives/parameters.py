@@ -1,23 +1,17 @@
 """Parameter models of the objectives: what a job file may say under ``objective``.
 
 Free of torch, so that a job file can be read and documented without it; the loss code of a kind is imported when it is
-built. Installed packages add kinds through entry points of the group ``sparring.objectives``, each of which names a
-parameter model.
+built.
 """
 
 from __future__ import annotations
 
-from functools import reduce
-from importlib.metadata import entry_points
-from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Reference = Literal["auto", "start", "round", "behaviour"]
 Answers = Literal["pair", "top-vs-rest", "all"]
-
-ENTRY_POINTS = "sparring.objectives"
 
 
 class ObjectiveParameters(BaseModel):
@@ -415,16 +409,3 @@ BUILT_IN: tuple[type[ObjectiveParameters], ...] = (
     WpoParameters,
     ChaseParameters,
 )
-
-
-def installed_parameters() -> tuple[type[ObjectiveParameters], ...]:
-    """Parameter models that installed packages add, in the order of their names."""
-    found = sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)
-    return tuple(point.load() for point in found)
-
-
-if TYPE_CHECKING:
-    AnyObjective = ObjectiveParameters
-else:
-    AnyObjective = Annotated[reduce(or_, (*BUILT_IN, *installed_parameters())), Field(discriminator="kind")]
-    """The discriminated union of all kinds."""

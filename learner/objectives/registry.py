@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from learner.errors import InputError
 from learner.objectives.base import Objective
-from learner.objectives.parameters import AnyObjective, ObjectiveParameters
+from learner.objectives.parameters import ObjectiveParameters
 
 _CLASSES: dict[str, type[Objective]] = {}
 
@@ -46,6 +46,8 @@ def build_objective(parameters: ObjectiveParameters | Mapping[str, Any]) -> Obje
     Raises:
         InputError: unknown kind, unknown key, or a value out of range.
     """
+    from learner.objectives.kinds import AnyObjective  # which loads packages that import this module
+
     _load_families()
     if not isinstance(parameters, ObjectiveParameters):
         try:

@@ -23,7 +23,8 @@ def _list() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from learner.objectives.parameters import BUILT_IN, installed_parameters
+    from learner.objectives.kinds import installed_parameters
+    from learner.objectives.parameters import BUILT_IN
 
     table = Table(title="objective.kind, with parameters and their defaults", show_lines=True)
     for heading in ("kind", "parameters", "what it is"):
