@@ -9,9 +9,10 @@ from itertools import combinations
 
 import numpy as np
 
-from learner.config import PairingConfig, PairingRule
+from learner.config import PairingConfig
 from learner.errors import InputError
 from learner.objectives.parameters import ObjectiveParameters, SppoParameters
+from learner.pairing_rules import resolve_rule
 from learner.preference import (
     Array,
     Probabilities,
@@ -75,25 +76,6 @@ def skip_reason(
         if abs(chance - 0.5) <= pairing.tie_margin:
             return SkipReason.TIE
     return None
-
-
-def resolve_rule(parameters: ObjectiveParameters, pairing: PairingConfig) -> PairingRule:
-    """The rule that makes the records: what was asked for, or what the objective wants.
-
-    Raises:
-        InputError: the rule makes records that the objective cannot learn from.
-    """
-    wanted = parameters.record
-    if pairing.rule == "auto":
-        return {"pair": "best-worst", "top-vs-rest": "top-vs-rest", "all": "all"}[wanted]  # type: ignore[return-value]
-    makes = {"top-vs-rest": "top-vs-rest", "all": "all"}.get(pairing.rule, "pair")
-    # two answers are a top one and its rest, and SPPO regresses any number
-    if makes != wanted and not (makes == "pair" and wanted == "top-vs-rest"):
-        raise InputError(
-            f"pairing.rule: {pairing.rule} does not go with objective.kind: {parameters.kind}, which learns from "
-            f"{'pairs' if wanted == 'pair' else wanted.replace('-', ' ')}; use auto"
-        )
-    return pairing.rule
 
 
 def select_answers(

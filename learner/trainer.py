@@ -26,7 +26,7 @@ from learner.objectives.base import BatchStatistics
 from learner.objectives.batch import PreferenceBatch
 from learner.objectives.parameters import SppoParameters
 from learner.objectives.registry import build_objective
-from learner.pairing import resolve_rule
+from learner.pairing_rules import resolve_rule
 from learner.planner import MicroBatch, plan_micro_batches
 from learner.policy import Policy
 from learner.records import CanaryText, ScoredGroup

@@ -150,6 +150,7 @@ def _pairs(job: JobRecord, version: int | None, messages: bool) -> Iterator[list
     from workers.replay.view import LedgerView
 
     spec = JobSpec.model_validate(job.spec)
+    pairing = spec.pairing.model_copy(update={"rule": "auto"})  # the best and the worst, whatever was learned from
     view = LedgerView(JobPaths(Path(job.home), job.id).replay_database)
     after: tuple[int, int] | None = None
     try:
@@ -158,7 +159,7 @@ def _pairs(job: JobRecord, version: int | None, messages: bool) -> Iterator[list
             page: list[Mapping[str, Any]] = []
             for group in (row.group for row in rows if row.group is not None):
                 chosen = select_answers(
-                    group, spec.objective, spec.pairing, spec.sampling.truncated, spec.scorer.temperature
+                    group, spec.objective, pairing, spec.sampling.truncated, spec.scorer.temperature
                 )
                 best, worst = chosen.indices[0], chosen.indices[-1]
                 if messages:
