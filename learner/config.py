@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from learner.objectives.parameters import AnyObjective, SppoParameters
+from learner.objectives.kinds import AnyObjective
+from learner.objectives.parameters import SppoParameters
 
 
 class Config(BaseModel):

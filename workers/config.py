@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from learner.config import Config
 
@@ -26,6 +26,44 @@ class SamplingConfig(Config):
             "answer that ended."
         ),
     )
+    opponent: Literal["self", "start", "slow", "version"] = Field(
+        default="self",
+        description=(
+            "Who else answers each prompt. `self`: nobody, the policy writes all K answers. `start` (version 0) or `version` "
+            "(opponent_version): the policy writes the first ceil(K / 2) and the opponent the last floor(K / 2). `slow` is not there yet."
+        ),
+    )
+    opponent_version: int | None = Field(
+        default=None,
+        ge=0,
+        description="With `opponent: version`: which one. Until a newer version is published, the policy is its own opponent.",
+    )
+
+    @model_validator(mode="after")
+    def _opponent_is_named_where_there_is_one(self) -> SamplingConfig:
+        if self.opponent == "version" and self.opponent_version is None:
+            raise ValueError("opponent_version: missing; opponent: version needs the number of a version")
+        if self.opponent != "version" and self.opponent_version is not None:
+            raise ValueError(
+                f"opponent_version: {self.opponent_version} does not go with opponent: {self.opponent}; set opponent: version, or leave "
+                "it out"
+            )
+        return self
+
+    @property
+    def fixed_opponent(self) -> int | None:
+        """The version that is every newer version's opponent; None where the policy plays itself."""
+        return 0 if self.opponent == "start" else self.opponent_version
+
+    def opponent_of(self, version: int) -> int | None:
+        """The version that answers beside ``version``: an older one, or None where it writes all answers itself."""
+        fixed = self.fixed_opponent
+        return fixed if fixed is not None and fixed < version else None
+
+    def shares(self, opponent: bool) -> tuple[int, int]:
+        """Of a prompt's K answers, how many the policy writes and how many the opponent: ceil(K / 2) and floor(K / 2), or K and 0."""
+        theirs = self.answers // 2 if opponent else 0
+        return self.answers - theirs, theirs
 
 
 class SamplerConfig(Config):

@@ -39,12 +39,13 @@ class Action(StrEnum):
 
 @dataclass
 class Sampler:
-    """One sampler's record."""
+    """One sampler's record. ``proven`` is the newest version that it proved, ``known`` are all since it started."""
 
     name: str
     state: SamplerState = SamplerState.STARTING
     proven: int | None = None
     loading: int | None = None
+    known: set[int] = field(default_factory=set)
     restarts: int = 0
     failed_proofs: int = 0
 
@@ -73,11 +74,13 @@ class Fleet:
         """The sampler's engine is up. It is stale until it proves a version."""
         sampler = self.samplers[name]
         sampler.state, sampler.proven, sampler.loading = SamplerState.STALE, None, None
+        sampler.known.clear()
 
     def died(self, name: str) -> Action:
         """The sampler's process is gone: restart it, or give it up when its restarts are used up."""
         sampler = self.samplers[name]
         sampler.proven = sampler.loading = None
+        sampler.known.clear()
         if sampler.state in (SamplerState.FENCED, SamplerState.DEAD):
             return Action.GIVE_UP
         if sampler.restarts >= self.config.max_worker_restarts:
@@ -102,6 +105,15 @@ class Fleet:
         """The sampler was told to load ``version``."""
         self.samplers[name].loading = version
 
+    def knows(self, name: str, version: int) -> bool:
+        """Whether the sampler has proved ``version`` since it started."""
+        return version in self.samplers[name].known
+
+    def proved_opponent(self, name: str, version: int, *, certain: bool = True) -> None:
+        """The sampler runs an older version too, and goes on to load the newest: it is not ready by that."""
+        self.cannot_tell_total += not certain
+        self.samplers[name].known.add(version)
+
     def proved(self, name: str, version: int, *, certain: bool = True) -> None:
         """The sampler runs ``version``: its digest agrees, and its canary passed (``certain``) or could not tell."""
         sampler = self.samplers[name]
@@ -111,6 +123,7 @@ class Fleet:
         if not certain:
             self.cannot_tell_total += 1
         sampler.state, sampler.proven, sampler.failed_proofs = SamplerState.READY, version, 0
+        sampler.known.add(version)
 
     def failed_proof(self, name: str) -> Action:
         """The digest or the canary of a loaded version was wrong: load again, or fence; stop the job when two are fenced or none is left."""

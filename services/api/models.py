@@ -71,7 +71,7 @@ class Sample(Record):
     round: int
     index: int
     state: GroupState
-    version: int = Field(description="the version that wrote the answers")
+    version: int = Field(description="the newest version that wrote answers")
     produced_version: int | None = Field(description="the version that learned from them")
     stage: Stage | None
     reason: str | None

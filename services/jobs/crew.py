@@ -160,6 +160,7 @@ class Crew:
                 learner=resources,
                 truncated=spec.sampling.truncated,
                 temperature=spec.scorer.temperature,
+                opponent_version=spec.sampling.fixed_opponent,
                 seed=spec.seed,
             ),
             queue=self.queue.name,
@@ -173,7 +174,7 @@ class Crew:
 
     def _samplers(self, lease: float, worker_extension: str | None) -> tuple[Member, ...]:
         spec, resources = self.spec, self.spec.resources.sampler
-        slots = resources.lora_slots or spec.schedule.max_staleness + 2
+        slots = resources.lora_slots or spec.live_versions
         extension = {} if worker_extension is None else {"worker_extension": worker_extension}
         engine = EngineConfig(
             model=spec.policy.model,

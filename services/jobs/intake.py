@@ -114,6 +114,7 @@ class Intake(ABC):
             round=version,
             index=index,
             version=version,
+            opponent=self.spec.sampling.opponent_of(version),
             seed=derive_seed(self.spec.seed, "answers", version, place.pass_number, prompt.id),
             prompt=prompt,
             prompt_token_ids=self.prompts.token_ids[place.index],
@@ -221,7 +222,11 @@ class SelfPlayIntake(Intake):
         if not serving:
             self.orphans |= {ticket.group_id for ticket in tickets}
             return
-        renewed = [ticket.model_copy(update={"attempt": ticket.attempt + 1, "version": version}) for ticket in tickets]
+        opponent = self.spec.sampling.opponent_of(version)
+        renewed = [
+            ticket.model_copy(update={"attempt": ticket.attempt + 1, "version": version, "opponent": opponent})
+            for ticket in tickets
+        ]
         await self.queue.call("admit", renewed)
         await self._deal(renewed, serving)
 

@@ -80,7 +80,7 @@ def _sampler(spec: JobSpec, model: ModelFiles | None) -> list[MemoryItem]:
     config = spec.resources.sampler
     place: Place = "GPU" if config.gpus > 0 else "main memory"
     width = element_bytes(spec, config.gpus)
-    slots = config.lora_slots or spec.schedule.max_staleness + 2
+    slots = config.lora_slots or spec.live_versions
     cpu_slots = config.cpu_lora_slots or 2 * slots
     weights = cache = adapters = None
     if model is not None:

@@ -19,7 +19,8 @@ from learner.config import (
     PolicyConfig,
     ScheduleConfig,
 )
-from learner.objectives.parameters import AnyObjective, SppoParameters
+from learner.objectives.kinds import AnyObjective
+from learner.objectives.parameters import SppoParameters
 from workers.config import FleetConfig, QueueConfig, SamplerConfig, SamplingConfig, ScorerConfig, ScorerResources
 
 
@@ -130,6 +131,11 @@ class JobSpec(Config):
     def offline(self) -> bool:
         """Whether the job learns from a file's answers."""
         return self.schedule.mode == "offline"
+
+    @property
+    def live_versions(self) -> int:
+        """Adapters that a sampler may serve at a time (rule 6): as many versions as staleness keeps in use, and the opponent."""
+        return self.schedule.max_staleness + 2 + (self.sampling.fixed_opponent is not None)
 
     @property
     def samples(self) -> bool:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 
-from learner.errors import InputError
 from learner.objectives.parameters import SppoParameters
-from learner.references import resolve_reference
 from services.jobs.machine import SERVICE_CPUS, Machine
 from services.jobs.model_files import EMBEDDING_MODULES, OUTPUT_MODULES
+from services.jobs.objective_checks import objective_problems
 from services.jobs.problems import one_of
 from services.jobs.spec import JobSpec
 from workers.config import FunctionScorer, PairRMScorer
@@ -22,8 +21,9 @@ QUEUED_BYTES_PER_TOKEN = 24
 
 def problems(spec: JobSpec) -> Iterator[str]:
     """Combinations that cannot work, whatever machine and model are used."""
-    yield from _reference(spec)
+    yield from objective_problems(spec)
     yield from _offline(spec)
+    yield from _opponent(spec)
     yield from _adapters(spec)
     yield from _slots(spec)
     yield from _queue(spec)
@@ -92,13 +92,6 @@ def warnings(spec: JobSpec) -> Iterator[str]:
         )
 
 
-def _reference(spec: JobSpec) -> Iterator[str]:
-    try:
-        resolve_reference(spec.objective, spec.schedule)
-    except InputError as error:
-        yield str(error)
-
-
 def _offline(spec: JobSpec) -> Iterator[str]:
     """What offline learning cannot do: the answers are a file's, so nobody knows which policy wrote them, and no scorer compares them."""
     if not spec.offline:
@@ -132,12 +125,47 @@ def _adapters(spec: JobSpec) -> Iterator[str]:
         yield "adapters.target_modules: a name stands twice; keep one"
 
 
-def _slots(spec: JobSpec) -> Iterator[str]:
-    sampler, live = spec.resources.sampler, spec.schedule.max_staleness + 2
-    if sampler.lora_slots is not None and sampler.lora_slots < live:
+def _opponent(spec: JobSpec) -> Iterator[str]:
+    """Who answers beside the policy, and which objectives need or refuse that."""
+    sampling, kind = spec.sampling, spec.objective.kind
+    if sampling.opponent == "slow":
+        yield "sampling.opponent: slow has no adapter to answer with, because only one is trained yet; use self, start or version"
+    if sampling.opponent != "self" and spec.offline:
         yield (
-            f"resources.sampler.lora_slots: {sampler.lora_slots} is too small for schedule.max_staleness: {spec.schedule.max_staleness}, "
-            f"which keeps {live} versions in use; raise it to {live} or leave it out"
+            f"sampling.opponent: {sampling.opponent} does not go with schedule.mode: offline, where nobody answers training prompts; use self"
+        )
+    if sampling.opponent != "self" and isinstance(spec.objective, SppoParameters):
+        yield (
+            f"sampling.opponent: {sampling.opponent} does not go with sppo, whose win probabilities are measured against the round's policy, "
+            "so that it must have written every answer; use self, or another objective"
+        )
+    last = spec.schedule.rounds - 1
+    if sampling.opponent == "version" and (sampling.opponent_version or 0) >= last:
+        yield (
+            f"sampling.opponent_version: {sampling.opponent_version} would never be met: an opponent is older than the policy, and version "
+            f"{last} is the last that writes answers; lower it, or raise schedule.rounds"
+        )
+    if kind == "xpo" and spec.offline:
+        yield "objective.kind: xpo needs answers that version 0 wrote, which a file's do not say of themselves; use schedule.mode: rounds or online"
+    elif kind == "xpo" and sampling.opponent != "start":
+        yield (
+            f"objective.kind: xpo compares the policy's answers with those of version 0, and sampling.opponent: {sampling.opponent} has none "
+            "of these; set sampling.opponent: start"
+        )
+    if kind == "nash-md" and not spec.offline:
+        yield (
+            "objective.kind: nash-md learns from answers of a mixture of policy and reference, which no sampler can draw, since a request "
+            "carries one adapter; use schedule.mode: offline, or another objective"
+        )
+
+
+def _slots(spec: JobSpec) -> Iterator[str]:
+    sampler, live = spec.resources.sampler, spec.live_versions
+    if sampler.lora_slots is not None and sampler.lora_slots < live:
+        beside = "" if spec.sampling.fixed_opponent is None else f" and sampling.opponent: {spec.sampling.opponent}"
+        yield (
+            f"resources.sampler.lora_slots: {sampler.lora_slots} is too small for schedule.max_staleness: {spec.schedule.max_staleness}"
+            f"{beside}, which keeps {live} versions in use; raise it to {live} or leave it out"
         )
     needed = max(sampler.lora_slots or live, live)
     if sampler.cpu_lora_slots is not None and sampler.cpu_lora_slots < needed:

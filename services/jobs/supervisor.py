@@ -200,29 +200,48 @@ class Supervisor:
     # ---- proofs -------------------------------------------------------------------------------------------------
 
     async def _load(self, name: str, manifest: VersionManifest) -> None:
+        """Have a sampler load and prove a version; before it the opponent's, where it has not proved that since it started."""
+        opponent = self.spec.sampling.opponent_of(manifest.version)
+        if opponent is not None and not self.fleet.knows(name, opponent):
+            try:
+                older: VersionManifest = await self.crew.versions.link.call("manifest", manifest.module, opponent)
+            except (WorkerDied, WorkerUnavailable, CallTimeout) as error:
+                self.journal.log.warning("%s cannot load its opponent yet: %s", name, error)
+                self.fleet.samplers[name].loading = None
+                return
+            certain = await self._prove(name, older)
+            if certain is None:
+                return
+            self.fleet.proved_opponent(name, opponent, certain=certain)
+        certain = await self._prove(name, manifest)
+        if certain is not None:
+            self.fleet.proved(name, manifest.version, certain=certain)
+
+    async def _prove(self, name: str, manifest: VersionManifest) -> bool | None:
+        """Whether the canary was certain that a sampler runs a version, or could not tell; None where it is not proved, which has been
+        dealt with."""
         version = manifest.version
         try:
             proof: LoadProof = await self.crew.member(name).link.call("load", version)
         except (WorkerDied, WorkerUnavailable, CallTimeout) as error:
             self.journal.log.warning("%s did not load version %d: %s", name, version, error)
             self.fleet.samplers[name].loading = None  # the heartbeat finds out whether it lives
-            return
+            return None
         except Exception as error:  # wrong bytes, a refused adapter: whatever it is, this version is not proved
             await self._unproved(name, manifest, f"{type(error).__name__}: {error}", {})
-            return
+            return None
         if proof.digest != manifest.digest:
             reason = f"it loaded an adapter with digest {proof.digest}, the manifest says {manifest.digest}"
             await self._unproved(name, manifest, reason, {})
-            return
+            return None
         verdict = canary.judge(manifest, proof.measured, self.noise)
         if verdict.outcome is canary.CanaryOutcome.FAILED:
             await self._unproved(name, manifest, verdict.reason, verdict.as_metrics())
-            return
+            return None
         certain = verdict.outcome is canary.CanaryOutcome.PASSED
         if not certain and self.spec.resources.fleet.canary_on_cannot_tell == "stop":
             self.fail(JobFailure("canary_cannot_tell", verdict.reason, "resources.fleet.canary_on_cannot_tell"))
-            return
-        self.fleet.proved(name, version, certain=certain)
+            return None
         self.journal.event(
             "version_proved",
             f"{name} proved version {version}"
@@ -235,6 +254,7 @@ class Supervisor:
             seconds=round(proof.seconds, 4),
             **verdict.as_metrics(),
         )
+        return certain
 
     async def _unproved(self, name: str, manifest: VersionManifest, reason: str, numbers: dict[str, float]) -> None:
         action = self.fleet.failed_proof(name)

@@ -10,9 +10,11 @@ import pytest
 from small_models import job, layer_shapes, write_adapter, write_model, write_world
 
 from learner.errors import InputError
+from learner.objectives.parameters import BUILT_IN
 from services.jobs import spec_checks
 from services.jobs.load import load_job, parse_job
 from services.jobs.machine import Machine
+from services.jobs.problems import one_of
 from services.jobs.validate import validate_job
 
 MACHINE = Machine(cpus=2, gpus=0, memory_bytes=1 << 34)
@@ -30,6 +32,7 @@ def complaint(data: Any, folder: Path) -> str:
     return str(caught.value).replace(f"{folder.resolve()}/", "")
 
 
+KINDS = one_of([str(model.model_fields["kind"].default) for model in BUILT_IN])
 ONLINE = {"mode": "online", "max_staleness": 2}
 BAD_KEYS: list[tuple[dict[str, Any], str]] = [
     ({"schedule": {"rounds": 0}}, "schedule.rounds: 0 is too small; it must be at least 1"),
@@ -40,9 +43,17 @@ BAD_KEYS: list[tuple[dict[str, Any], str]] = [
     ({"sampling": {"temprature": 1}}, "sampling.temprature: unknown key; did you mean `temperature`?"),
     ({"polcy": {}}, "polcy: unknown key; did you mean `policy`?"),
     ({"pairing": {"xyz": 1}}, "pairing.xyz: unknown key; the keys here are rule, identical, ties, tie_margin"),
-    ({"objective": {"kind": "ppo"}}, "objective.kind: \"ppo\" is not known; it must be sppo or dpo"),
-    ({"objective": {"beta": 1}}, "objective: the key `kind` is missing; it must be sppo or dpo"),
+    ({"objective": {"kind": "ppo"}}, f"objective.kind: \"ppo\" is not known; it must be {KINDS}"),
+    ({"objective": {"beta": 1}}, f"objective: the key `kind` is missing; it must be {KINDS}"),
     ({"objective": {"kind": "dpo", "label_smoothing": 0.5}}, "objective.label_smoothing: 0.5 is too large; it must be less than 0.5"),
+    (
+        {"sampling": {"opponent": "version"}},
+        "sampling.opponent_version: missing; opponent: version needs the number of a version",
+    ),
+    (
+        {"sampling": {"opponent": "start", "opponent_version": 1}},
+        "sampling.opponent_version: 1 does not go with opponent: start; set opponent: version, or leave it out",
+    ),
     ({"optimizer": {"kind": "sgd"}}, "optimizer.kind: \"sgd\" is not known; it must be adamw or rmsprop"),
     ({"optimizer": {"learning_rate": float("inf")}}, "optimizer.learning_rate: inf is not a finite number"),
     ({"schedule": {"rounds": True}}, "schedule.rounds: true is not a number"),
@@ -88,6 +99,35 @@ BAD_COMBINATIONS: list[tuple[dict[str, Any], str]] = [
     (
         {"resources": {"sampler": {"cpu_lora_slots": 1}}},
         "resources.sampler.cpu_lora_slots: 1 is less than the 2 versions that may be in use; raise it to 2 or leave it out",
+    ),
+    (
+        {"objective": {"kind": "dpo"}, "sampling": {"opponent": "start"}, "resources": {"sampler": {"lora_slots": 2}}},
+        "resources.sampler.lora_slots: 2 is too small for schedule.max_staleness: 0 and sampling.opponent: start, which keeps 3 versions in "
+        "use; raise it to 3 or leave it out",
+    ),
+    (
+        {"objective": {"kind": "dpo"}, "sampling": {"opponent": "slow"}},
+        "sampling.opponent: slow has no adapter to answer with, because only one is trained yet; use self, start or version",
+    ),
+    (
+        {"objective": {"kind": "dpo"}, "sampling": {"opponent": "version", "opponent_version": 1}},
+        "sampling.opponent_version: 1 would never be met: an opponent is older than the policy, and version 1 is the last that writes "
+        "answers; lower it, or raise schedule.rounds",
+    ),
+    (
+        {"sampling": {"opponent": "start"}},
+        "sampling.opponent: start does not go with sppo, whose win probabilities are measured against the round's policy, so that it must "
+        "have written every answer; use self, or another objective",
+    ),
+    (
+        {"objective": {"kind": "xpo"}},
+        "objective.kind: xpo compares the policy's answers with those of version 0, and sampling.opponent: self has none of these; set "
+        "sampling.opponent: start",
+    ),
+    (
+        {"objective": {"kind": "nash-md"}},
+        "objective.kind: nash-md learns from answers of a mixture of policy and reference, which no sampler can draw, since a request carries "
+        "one adapter; use schedule.mode: offline, or another objective",
     ),
     (
         {"objective": {"kind": "sppo", "reference": "start"}},

@@ -98,3 +98,28 @@ async def test_a_group_that_nobody_holds_is_dealt_again_at_the_second_look(desk:
     assert desk.links["s1"].written() == []
     await desk.look()
     assert len(desk.links["s1"].written()) == 1
+
+
+@pytest.mark.parametrize(
+    ("sampling", "opponents"),
+    [
+        ({}, [None, None, None, None]),
+        ({"opponent": "start"}, [None, 0, 0, 0]),
+        ({"opponent": "version", "opponent_version": 2}, [None, None, None, 2]),
+    ],
+)
+async def test_a_ticket_names_the_opponent_that_its_version_has(
+    desk: Desk, sampling: dict[str, Any], opponents: list[int | None]
+) -> None:
+    desk.intake.spec = JobSpec.model_validate(desk.intake.spec.model_dump() | {"sampling": sampling})
+    place = desk.intake.stream.at(0)
+    assert [desk.intake._ticket(version, 0, place).opponent for version in range(4)] == opponents
+
+
+async def test_a_group_that_is_written_again_under_a_newer_version_gets_that_ones_opponent(desk: Desk) -> None:
+    desk.intake.spec = JobSpec.model_validate(desk.intake.spec.model_dump() | {"sampling": {"opponent": "start"}})
+    for name in desk.intake.fleet.names:
+        desk.intake.fleet.proved(name, 1)
+    await desk.intake._again([desk.ticket], 1)
+    (ticket,) = desk.links["s1"].written()
+    assert (ticket.version, ticket.opponent) == (1, 0)

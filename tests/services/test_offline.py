@@ -109,6 +109,15 @@ def test_with_evaluation_samplers_and_a_scorer_are_asked_for_and_checked_too(fol
             "auto, start or round",
         ),
         (
+            {"sampling": {"opponent": "start"}},
+            "sampling.opponent: start does not go with schedule.mode: offline, where nobody answers training prompts; use self",
+        ),
+        (
+            {"objective": {"kind": "xpo"}},
+            "objective.kind: xpo needs answers that version 0 wrote, which a file's do not say of themselves; use schedule.mode: rounds or "
+            "online",
+        ),
+        (
             {"scorer": {"shuffle": True}},
             "scorer.shuffle: true permutes a scorer's scores, and with schedule.mode: offline no scorer compares answers; leave it out",
         ),

@@ -53,6 +53,11 @@ def test_online_jobs_take_the_behaviour_as_sppos_reference_and_more_slots(world:
     assert spec.resources.sampler.lora_slots == 4
 
 
+def test_an_opponent_has_a_slot_of_its_own(world: Path) -> None:
+    sampler = validated(world, objective={"kind": "dpo"}, sampling={"opponent": "start"}).spec.resources.sampler
+    assert (sampler.lora_slots, sampler.cpu_lora_slots) == (3, 6)
+
+
 def test_domains_are_counted(world: Path) -> None:
     rows = [{"prompt": f"hello {n}", "domain": "a" if n < 12 else "b"} for n in range(20)]
     (world / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))

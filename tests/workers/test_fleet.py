@@ -31,6 +31,19 @@ def test_a_ready_sampler_keeps_serving_its_version_while_it_loads_the_next() -> 
     assert f.serving(3) == ["s0"] and not f.settled(4)
 
 
+def test_a_sampler_that_proved_its_opponent_alone_is_not_ready_and_forgets_it_when_it_dies() -> None:
+    f = fleet("s0")
+    f.started("s0")
+    f.loading("s0", 3)
+    f.proved_opponent("s0", 0, certain=False)
+    assert f.knows("s0", 0) and f.serving(0) == [] and f.to_load(3) == [] and f.cannot_tell_total == 1
+    f.proved("s0", 3)
+    assert f.serving(3) == ["s0"] and f.knows("s0", 0) and f.knows("s0", 3)
+    f.died("s0")
+    f.started("s0")
+    assert not f.knows("s0", 0)
+
+
 def test_a_dead_sampler_is_restarted_and_stale_again() -> None:
     f = fleet("s0", "s1")
     for name in f.names:

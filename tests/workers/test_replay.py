@@ -95,6 +95,14 @@ def test_old_groups_expire_and_answers_from_outside_do_not(ledger: ReplayLedger)
     assert ledger.counts().balanced
 
 
+def test_a_group_does_not_expire_because_of_its_opponents_old_answers(ledger: ReplayLedger) -> None:
+    ledger.admit([ticket(0, version=3)])
+    own = group(ticket(0, version=3))
+    old = own.answers[1].model_copy(update={"version": 0})
+    ledger.put(own.model_copy(update={"answers": (own.answers[0], old)}), None)
+    assert indices(ledger, 1, newest_version=3) == [0]
+
+
 def test_committing_makes_a_version_once_and_never_goes_back(ledger: ReplayLedger) -> None:
     assert ledger.committed_version() is None
     assert ledger.commit(0, 0) == 0

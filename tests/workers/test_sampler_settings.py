@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from learner.errors import InputError
+from workers.config import SamplingConfig
 from workers.sampler.settings import EngineConfig, batch_tokens, engine_arguments
 
 
@@ -40,3 +41,9 @@ def test_the_output_layer_is_not_wrapped() -> None:
 def test_whole_prompts_fit_into_one_step_on_the_cpu() -> None:
     assert engine_arguments(EngineConfig(model="m"), on_cpu=True)["enable_chunked_prefill"] is False
     assert batch_tokens(EngineConfig(model="m"), 131072) == 131072
+
+
+@pytest.mark.parametrize(("answers", "shares"), [(2, (1, 1)), (4, (2, 2)), (5, (3, 2))])
+def test_the_policy_writes_the_larger_half_beside_an_opponent(answers: int, shares: tuple[int, int]) -> None:
+    sampling = SamplingConfig(answers=answers, opponent="start")
+    assert sampling.shares(opponent=True) == shares and sampling.shares(opponent=False) == (answers, 0)

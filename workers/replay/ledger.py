@@ -17,7 +17,7 @@ from typing import IO
 
 from learner.errors import InputError
 from learner.records import GroupState, ScoredGroup, SkipReason, Stage, Ticket
-from workers.replay.rows import LedgerError, PutResult, oldest_version, pack, unpack_group
+from workers.replay.rows import LedgerError, PutResult, pack, policy_version, unpack_group
 from workers.replay.view import LedgerView
 
 
@@ -161,12 +161,12 @@ class ReplayLedger(LedgerView):
                         continue
                     groups, size = groups + 1, size + len(body)
                 db.execute(
-                    "UPDATE groups SET state = ?, reason = ?, version = ?, oldest_version = ?, bytes = ?, updated_at = ? WHERE id = ?",
+                    "UPDATE groups SET state = ?, reason = ?, version = ?, policy_version = ?, bytes = ?, updated_at = ? WHERE id = ?",
                     (
                         GroupState.READY if skip is None else GroupState.SKIPPED,
                         skip,
                         group.version,
-                        oldest_version(group),
+                        policy_version(group),
                         len(body),
                         now,
                         row["id"],
@@ -207,13 +207,13 @@ class ReplayLedger(LedgerView):
     ) -> list[ScoredGroup]:
         """Hand out one optimizer batch, or nothing.
 
-        First, ready groups expire when an answer's version is older than ``newest_version - max_staleness``. Then exactly ``count`` groups
+        First, ready groups expire when their policy's version is older than ``newest_version - max_staleness``. Then exactly ``count`` groups
         are taken, or at least ``minimum`` where that is given (the last batch of a round may be short).
 
         Args:
             count: groups of a whole batch.
             newest_version: the newest version that exists.
-            max_staleness: how many versions an answer may be behind it.
+            max_staleness: how many versions the policy that wrote a group may be behind it.
             pass_number: 0 takes ready groups in order of (round, index). p > 0 hands out again, in the same order, what pass p - 1 handed
                 out since the last commit.
             round: take groups of this round only.
@@ -308,7 +308,7 @@ class ReplayLedger(LedgerView):
             self._held = self.held()
 
     def _expire(self, db: sqlite3.Connection, oldest_allowed: int) -> None:
-        stale = "state = ? AND oldest_version < ?"
+        stale = "state = ? AND policy_version < ?"
         if not self._keep_samples:
             db.execute(
                 f"DELETE FROM payloads WHERE id IN (SELECT id FROM groups WHERE {stale})",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from learner.errors import InputError
 from learner.records import GroupState, ScoredGroup, SkipReason, Stage, Ticket
 from workers.replay.ledger import ReplayLedger
-from workers.replay.rows import GroupRow, LedgerCounts, LedgerError, PutResult, oldest_version
+from workers.replay.rows import GroupRow, LedgerCounts, LedgerError, PutResult, policy_version
 
 PUT_SETTING = "resources.queue.put_timeout_seconds"
 
@@ -261,7 +261,7 @@ class ReplayQueue:
             return
         if newest_version != self._staleness_version:
             self._staleness_version, self._staleness = newest_version, []
-        versions = [oldest_version(group) for group in groups]
+        versions = [policy_version(group) for group in groups]
         self._staleness += [newest_version - version for version in versions if version is not None]
 
 

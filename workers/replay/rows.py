@@ -10,7 +10,7 @@ from pydantic import Field
 
 from learner.records import GroupState, Record, ResponseGroup, ScoredGroup, SkipReason, Stage, Ticket
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = """
 CREATE TABLE groups (
@@ -21,7 +21,7 @@ CREATE TABLE groups (
     attempt INTEGER NOT NULL,
     state TEXT NOT NULL,
     version INTEGER NOT NULL,          -- the ticket's, later the group's own
-    oldest_version INTEGER,            -- the oldest that wrote one of the answers; NULL when all come from outside
+    policy_version INTEGER,            -- the newest that wrote one of the answers; NULL when all come from outside
     produced_version INTEGER,
     stage TEXT,
     reason TEXT,
@@ -33,7 +33,7 @@ CREATE TABLE groups (
     updated_at REAL NOT NULL,
     UNIQUE (round, idx)
 ) STRICT;
-CREATE INDEX groups_by_state ON groups (state, round, idx, bytes, oldest_version);
+CREATE INDEX groups_by_state ON groups (state, round, idx, bytes, policy_version);
 CREATE INDEX groups_by_lease ON groups (last_pass, lease_order) WHERE lease_order IS NOT NULL;
 CREATE INDEX groups_by_product ON groups (produced_version) WHERE produced_version IS NOT NULL;
 -- Bodies lie apart: a change of state must not write a group's tokens again.
@@ -141,9 +141,12 @@ def unpack_group(body: bytes) -> ScoredGroup:
     return ScoredGroup.model_validate_json(zlib.decompress(body))
 
 
-def oldest_version(group: ResponseGroup) -> int | None:
-    """The oldest version among the policy's answers; staleness is measured from it. None: no answer is the policy's (rule 1)."""
-    return min((answer.version for answer in group.answers if answer.version is not None), default=None)
+def policy_version(group: ResponseGroup) -> int | None:
+    """The version whose answers staleness is measured from: the newest that wrote one. An opponent's answers are older on purpose.
+
+    None: all answers come from outside, and staleness does not apply (rule 1).
+    """
+    return max((answer.version for answer in group.answers if answer.version is not None), default=None)
 
 
 def to_row(row: sqlite3.Row) -> GroupRow:

@@ -49,7 +49,7 @@ class SamplerSetup:
         versions: name of the version store's actor.
         cache: folder on this machine that versions' bytes are kept in.
         in_order: enqueue each batch of tickets in order while the scheduler is held (rule 8).
-        keep_versions: newest versions that stay loaded, besides those that running requests name.
+        keep_versions: newest versions that stay loaded, besides the opponent and those that running requests name.
     """
 
     name: str
@@ -208,12 +208,7 @@ class SamplerWorker(LeasedWorker):
     async def _write(self, ticket: Ticket) -> None:
         stage = Stage.SAMPLER
         try:
-            count = self.setup.sampling.answers
-            request_id = f"{ticket.group_id}-{ticket.attempt}"
-            answers = await asyncio.wait_for(
-                self._generate(request_id, ticket.prompt_token_ids, ticket.version, ticket.seed, count),
-                self.setup.request_timeout_seconds,
-            )
+            answers = await asyncio.wait_for(self._answers(ticket), self.setup.request_timeout_seconds)
             group = ResponseGroup(
                 group_id=ticket.group_id,
                 round=ticket.round,
@@ -221,7 +216,7 @@ class SamplerWorker(LeasedWorker):
                 version=ticket.version,
                 prompt=ticket.prompt,
                 prompt_token_ids=ticket.prompt_token_ids,
-                answers=tuple(self._record(answer, ticket.version) for answer in answers),
+                answers=answers,
             )
             stage = Stage.SCORER
             await self._deliver(group)
@@ -260,6 +255,22 @@ class SamplerWorker(LeasedWorker):
                 if time.monotonic() > limit:
                     raise
                 await asyncio.sleep(DELIVERY_PAUSE_SECONDS)
+
+    async def _answers(self, ticket: Ticket) -> tuple[Answer, ...]:
+        """A ticket's K answers: the policy's, then those of its opponent, where it has one. Answer k has the seed ``ticket.seed + k``."""
+        own, theirs = self.setup.sampling.shares(ticket.opponent is not None)
+        request_id = f"{ticket.group_id}-{ticket.attempt}"
+        shares = [(request_id, ticket.version, ticket.seed, own)]
+        if ticket.opponent is not None:
+            shares.append((f"{request_id}-opponent", ticket.opponent, ticket.seed + own, theirs))
+        written = await asyncio.gather(
+            *(self._generate(name, ticket.prompt_token_ids, *share) for name, *share in shares)
+        )
+        return tuple(
+            self._record(answer, version)
+            for (_, version, _, _), answers in zip(shares, written, strict=True)
+            for answer in answers
+        )
 
     async def _generate(
         self, request_id: str, prompt_token_ids: Sequence[int], version: int, seed: int, answers: int
@@ -309,8 +320,8 @@ class SamplerWorker(LeasedWorker):
         return files
 
     async def _make_room(self, version: int) -> None:
-        """Unload versions that are neither among the newest nor named by a running request."""
-        for old in sorted(self.digests):
+        """Unload versions that are neither among the newest, nor the opponent, nor named by a running request."""
+        for old in sorted(self.digests.keys() - {self.setup.sampling.fixed_opponent}):
             if old <= version - self.setup.keep_versions and self.engine.in_flight(old, self.setup.module) == 0:
                 await self.engine.unload_version(old, self.setup.module)
                 del self.digests[old]
