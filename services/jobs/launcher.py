@@ -8,7 +8,7 @@ from services.jobs.controller import JobController, controller_name
 from services.settings import Settings
 from workers import cluster
 from workers.cluster import Link
-from workers.errors import WorkerError
+from workers.errors import CallTimeout, WorkerError
 
 CONTROLLER_CPUS = 0.01
 """The controller waits and writes; it hardly computes."""
@@ -26,6 +26,7 @@ class Launcher:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.local = settings.ray_address is None
+        self._silent_since: dict[str, float] = {}
         cluster.connect(settings.ray_address, home=settings.home)
 
     def start(self, job_id: str) -> None:
@@ -41,11 +42,19 @@ class Launcher:
         Link(controller_name(job_id)).begin("run")
 
     def alive(self, job_id: str) -> bool:
-        """Whether the job's controller answers."""
+        """Whether the job's controller is there. One that is too busy to answer is, until it has been silent for too long."""
         try:
-            return bool(Link(controller_name(job_id)).call_blocking("ping", timeout_seconds=PING_SECONDS))
+            Link(controller_name(job_id)).call_blocking("ping", timeout_seconds=PING_SECONDS)
+        except CallTimeout:
+            since = self._silent_since.setdefault(job_id, time.monotonic() - PING_SECONDS)
+            if time.monotonic() - since < self.settings.start_timeout_seconds:
+                return True
+            cluster.kill(controller_name(job_id))
+            return False
         except WorkerError:
             return False
+        self._silent_since.pop(job_id, None)
+        return True
 
     def wait_gone(self, job_id: str) -> None:
         """Wait until a controller whose job has ended has left, its workers before it; end it when it does not."""
