@@ -7,14 +7,17 @@ A command's module keeps its heavy imports inside its functions. Whatever is wro
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from learner.errors import InputError
 from services.cli import demo, export, jobs, objectives, run, schema, scorer, serve, validate
+from workers.errors import CallTimeout, WorkerError
 
 EXIT_BAD_INPUT = 2
+EXIT_BROKEN = 1
+"""A process of the cluster died or did not answer."""
 
 app = typer.Typer(
     name="sparring",
@@ -73,11 +76,17 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        from rich.console import Console
-        from rich.markup import escape
+        _leave(error, EXIT_BAD_INPUT)
+    except (WorkerError, CallTimeout) as error:
+        _leave(error, EXIT_BROKEN)
 
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]Error:[/] {escape(str(error))}")
-        sys.exit(EXIT_BAD_INPUT)
+
+def _leave(error: Exception, code: int) -> NoReturn:
+    from rich.console import Console
+    from rich.markup import escape
+
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]Error:[/] {escape(str(error))}")
+    sys.exit(code)
 
 
 if __name__ == "__main__":
