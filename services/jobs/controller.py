@@ -22,7 +22,7 @@ from services.jobs.pairs import PreparedPairs
 from services.jobs.records import JobError
 from services.jobs.report import write_report
 from services.jobs.spec import JobSpec
-from services.jobs.state import JobState
+from services.jobs.state import JobState, StateConflict
 from services.jobs.store import JobStore
 from services.jobs.validate import ValidatedJob, validate_job
 from workers import cluster, logs
@@ -59,9 +59,28 @@ class JobController:
     async def run(self) -> None:
         """Run the job to its end, write down how it ended, and leave."""
         try:
+            await self._run_to_its_end()
+        except StateConflict as conflict:
+            self.log.info("the job has been ended meanwhile: %s", conflict)
+        try:
+            await asyncio.to_thread(write_report, self.store, self.job_id, self.paths.report)
+        except Exception as error:
+            self.log.exception("the report was not written")
+            self.journal.event("warning", f"the report was not written: {error}")
+        cluster.leave()
+
+    async def _run_to_its_end(self) -> None:
+        """Run the job and write down how it ended.
+
+        Raises:
+            StateConflict: somebody ended the job before that.
+        """
+        try:
             await self._run()
             self.journal.progress(1.0, "done")
             self.journal.state(JobState.SUCCEEDED)
+        except StateConflict:
+            raise
         except JobCancelled:
             self.journal.state(JobState.CANCELLED, "cancelled; the newest version is kept")
         except InputError as error:
@@ -73,12 +92,6 @@ class JobController:
         except Exception as error:  # the job must not hang in `running` because of a fault of ours
             self.log.exception("the job failed")
             self._failed("internal_error", f"{type(error).__name__}: {error}", None)
-        try:
-            await asyncio.to_thread(write_report, self.store, self.job_id, self.paths.report)
-        except Exception as error:
-            self.log.exception("the report was not written")
-            self.journal.event("warning", f"the report was not written: {error}")
-        cluster.leave()
 
     async def _run(self) -> None:
         self.journal.state(JobState.VALIDATING)
