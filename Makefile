@@ -24,7 +24,7 @@ test-fast: setup  ## Tests without engines
 	$(BIN)/pytest -q -m "not slow" -n auto
 
 test-slow: setup  ## Tests that start vLLM, Ray and PairRM; one at a time, they fill the machine
-	$(BIN)/pytest -q -m slow
+	$(BIN)/pytest -q -m slow --durations=25
 
 lint: setup  ## Style, types and layers
 	$(BIN)/ruff check .
