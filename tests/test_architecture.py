@@ -50,7 +50,9 @@ def test_the_learner_imports_alone() -> None:
 
 def test_the_learner_learns_alone() -> None:
     code = BLOCK + "import pytest; raise SystemExit(pytest.main(sys.argv[1:]))"
-    said = python(code, "-q", "-p", "no:cacheprovider", "tests/learner/test_trainer.py", "-k", "learning_raises and sppo")
+    said = python(
+        code, "-q", "-p", "no:cacheprovider", "tests/learner/test_trainer.py", "-k", "learning_raises and sppo"
+    )
     assert "1 passed" in said
 
 
