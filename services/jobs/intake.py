@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,10 @@ REPLACEMENT_FACTOR = 10
 """A round in which so many times its size was skipped or failed will not get better by itself."""
 
 
+SHORTEST_PAUSE, LONGEST_PAUSE, PAUSE_SHARE = 0.05, 0.5, 4.0
+"""Counting a large ledger's rows takes time: between two looks, so many times as long passes as one took."""
+
+
 class Intake(ABC):
     """Where groups come from: which prompts, in what order, and how many at a time.
 
@@ -43,6 +48,7 @@ class Intake(ABC):
         remedy: what to change when nearly no group is usable.
         in_rounds: whether a version's groups all arrive before the first is learned from.
         open: set while groups of the current version are wanted.
+        pause: seconds between two looks at the ledger.
     """
 
     gathering = "sampling"
@@ -64,6 +70,7 @@ class Intake(ABC):
             schedule.prompts_per_round, schedule.max_staleness, schedule.rounds, whole_waves=self.in_rounds
         )
         self.open = asyncio.Event()
+        self.pause = SHORTEST_PAUSE
 
     @abstractmethod
     async def grant(self, version: int) -> int:
@@ -88,7 +95,9 @@ class Intake(ABC):
 
     async def standing(self, version: int) -> tuple[Standing, LedgerCounts]:
         """The ledger now, as the ticket office sees it, and the whole account."""
+        began = time.monotonic()
         counts = await self.counts()
+        self.pause = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, PAUSE_SHARE * (time.monotonic() - began)))
         return Standing(version, counts.granted, counts.ready, counts.leased), counts
 
     def prompts_left(self, counts: LedgerCounts) -> int | None:

@@ -204,7 +204,7 @@ class SelfPlayLoop:
                 break
             if standing.ready < want or (in_rounds and not closed):
                 self._tell_progress(standing, counts)
-                await asyncio.sleep(TICK_SECONDS)
+                await asyncio.sleep(self.intake.pause)
                 continue
             if not learning:
                 self.round_metrics = {f"{self.intake.gathering}_seconds": self.clock() - began}
@@ -293,7 +293,7 @@ class SelfPlayLoop:
             except JobFailure as failure:
                 self.supervisor.fail(failure)
                 return
-            await asyncio.sleep(TICK_SECONDS)
+            await asyncio.sleep(self.intake.pause)
 
     async def _watch(self) -> None:
         period = self.spec.resources.fleet.heartbeat_seconds

@@ -108,9 +108,12 @@ def test_two_runs_give_the_same_bytes() -> None:
     assert len(set(digests[0])) == 3
 
 
-@pytest.mark.parametrize("kind", ["adamw", "rmsprop"])
-def test_going_on_from_a_restored_snapshot_gives_the_same_bytes(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "objective"), [("adamw", "sppo"), ("rmsprop", "sppo"), ("adamw", "alpha-dpo"), ("adamw", "beta-dpo")]
+)
+def test_going_on_from_a_restored_snapshot_gives_the_same_bytes(kind: str, objective: str) -> None:
     changes: dict[str, Any] = {
+        "objective": {"kind": objective},
         "adapters": {"rank": 4, "alpha": 8, "dropout": 0.2},
         "optimizer": {"kind": kind, "learning_rate": 5e-3, "span": "job"},
         "schedule": {"rounds": 3, "prompts_per_round": 8, "prompts_per_step": 4},
