@@ -23,8 +23,8 @@ test: test-fast test-slow  ## All tests, the quick ones first
 test-fast: setup  ## Tests without engines
 	$(BIN)/pytest -q -m "not slow" -n auto
 
-test-slow: setup  ## Tests that start vLLM, Ray and PairRM; one at a time, they fill the machine
-	$(BIN)/pytest -q -m slow --durations=25
+test-slow: setup  ## Tests that start vLLM, Ray and PairRM; two at a time, more would fill the machine
+	$(BIN)/pytest -q -m slow -n 2 --dist loadgroup --durations=10
 
 lint: setup  ## Style, types and layers
 	$(BIN)/ruff check .

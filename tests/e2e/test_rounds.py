@@ -11,7 +11,7 @@ from learner.digests import adapter_digest
 from learner.records import ADAPTER_FILES, AnswerSource, FinishReason, GroupState
 from tests.e2e.world import Outcome, World, job, run_job, start_job
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("rounds"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +99,11 @@ def test_a_version_loads_with_plain_peft(world: World, outcome: Outcome) -> None
             assert torch.allclose(measured, torch.tensor(text["current"]), atol=1e-4)
 
 
-@pytest.mark.parametrize("samplers", [1, 2])
-def test_the_same_job_gives_the_same_adapter_with_one_sampler_or_two(
-    world: World, outcome: Outcome, tmp_path: Path, samplers: int
+def test_the_same_job_gives_the_same_adapter_with_one_sampler_and_with_two(
+    world: World, outcome: Outcome, tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
-    spec = job(world, resources={"sampler": {"count": samplers, "cpus": 0.4}})
+    spec = job(world, resources={"sampler": {"count": 2, "cpus": 0.4}})
     ended = run_job(tmp_path, spec, SPARRING_HOME=str(home))
     assert ended.code == 0, ended.output
     assert Outcome(home).digests() == outcome.digests()

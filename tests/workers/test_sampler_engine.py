@@ -18,7 +18,12 @@ from tests.workers import sampler_world as world
 from workers.sampler.engine import EngineConfig, GeneratedAnswer, SamplerEngine
 from workers.sampler.errors import AdapterRejected, DigestMismatch, EngineDied, VersionInUse, VersionNotLoaded
 
-pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("sampler engine"),
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(600),
+]
 
 SAMPLING = SamplingParameters(temperature=1.0, top_p=1.0, top_k=0, max_tokens=24)
 TEXTS = [[257, *((7 * place + 3 * text) % 256 for place in range(12 + text))] for text in range(4)]
