@@ -216,7 +216,7 @@ class Trainer:
                     "has nothing to compare them with; use dpo with reference start or round"
                 )
             return known
-        foreign = any(version != self._round_version for version in versions)
+        foreign = any(version != self._round_version for version in known)  # answers from outside have none
         if self.config.objective.kind == "sppo" and foreign:
             raise InputError(
                 f"group {example.group_id}: its answers come from versions {versions}, not from the round's version "
@@ -337,7 +337,9 @@ class Trainer:
         metrics |= {"gradient_norm": norm, "learning_rate": rate, "pairs": float(len(examples))}
         metrics["records"] = float(sum(len(example.selection.records) for example in examples))
         metrics["clipped_gradient"] = float(norm > self.config.optimizer.max_grad_norm)
-        metrics |= _logp_metrics(examples, policy_logps) | _staleness_metrics(examples, newest_version)
+        metrics |= _logp_metrics(examples, policy_logps) | _staleness_metrics(
+            examples, newest_version, self.config.opponent_version
+        )
         tokens = sum(sum(example.lengths) for example in examples)
         return StepReport(metrics, len(examples), tokens, self.learner_step)
 
@@ -404,7 +406,7 @@ def _logp_metrics(examples: Sequence[Example], policy_logps: Sequence[Sequence[f
     """Log-probabilities of the best and the worst answers, in nats, before the step.
 
     Their change is counted from the policy that wrote the answer, by the sampler's own log-probabilities: in rounds
-    that is the policy at the round's start. Answers from outside, which have none, do not enter the change.
+    that is the policy at the round's start, or the opponent. Answers from outside, which have none, do not enter.
     """
     metrics = {"answer_length_tokens": _mean([float(len(answer)) for e in examples for _, answer in e.texts])}
     for name, place in (("chosen", 0), ("rejected", -1)):
@@ -419,6 +421,10 @@ def _logp_metrics(examples: Sequence[Example], policy_logps: Sequence[Sequence[f
     return metrics
 
 
-def _staleness_metrics(examples: Sequence[Example], newest_version: int) -> dict[str, float]:
-    ages = [newest_version - a.version for example in examples for a in example.answers if a.version is not None]
+def _staleness_metrics(
+    examples: Sequence[Example], newest_version: int, opponent_version: int | None
+) -> dict[str, float]:
+    """How many versions old the policy's own answers are; an opponent is older by design."""
+    versions = [a.version for example in examples for a in example.answers if a.version not in (None, opponent_version)]
+    ages = [newest_version - version for version in versions if version is not None]
     return {"staleness_mean": _mean([float(age) for age in ages]), "staleness_max": float(max(ages))} if ages else {}

@@ -142,8 +142,8 @@ class Xpo(Objective):
     """``-log sigma(beta D) + alpha log pi(y~)`` with y~ the reference's own answer (arXiv 2405.21046, alg. 1).
 
     The second term is the bonus for exploring: it lowers what the reference would write. Defaults: beta 0.1, alpha 5e-6.
-    A pair without an answer of the opponent's has no bonus; a batch that does not say who wrote what has the opponent's
-    answer last.
+    A pair without an answer of the reference's has no bonus, and one with two of them, as in the first round, has both;
+    a batch that does not say who wrote what has the reference's answer last.
     """
 
     def __init__(self, parameters: ObjectiveParameters) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load
 
 from learner.errors import InputError
 from learner.objectives import objective_kinds
-from learner.records import ADAPTER_FILES
+from learner.records import ADAPTER_FILES, ScoredGroup
 from learner.trainer import Snapshot, Trainer
 from tests.learner.builders import answer, bradley_terry, group, random_groups, tiny_model, trainer_config
 
@@ -362,3 +362,31 @@ def test_a_saved_model_loads_from_its_folder(tmp_path: Path) -> None:
     assert trainer.answer_logprobs([([1], [2, 3])])[0] == pytest.approx(
         build().answer_logprobs([([1], [2, 3])])[0], abs=1e-6
     )
+
+
+def given_pairs(count: int) -> list[ScoredGroup]:
+    """Pairs from a file: no version wrote them."""
+    return [
+        group([answer([5, 6, 7 + i % 5], version=None), answer([9, 8, 7], version=None)], bradley_terry([9, 0]), i)
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["dpo", "sppo", "simpo", "s-dpo", "nash-md"])
+def test_answers_of_a_file_are_learned_from(kind: str) -> None:
+    trainer = build(
+        objective={"kind": kind} | ({"beta": 0.05} if kind == "sppo" else {}),
+        schedule={"mode": "offline", "rounds": 2, "prompts_per_round": 8, "prompts_per_step": 4},
+    )
+    trainer.begin_version(1, 0)
+    reports = [trainer.step(given_pairs(4), 0) for _ in range(12)]
+    assert reports[-1].metrics["margin"] > reports[0].metrics["margin"] + 0.1
+    assert "staleness_mean" not in reports[0].metrics
+
+
+def test_an_opponents_answers_have_no_staleness() -> None:
+    trainer = build(objective={"kind": "xpo"}, opponent_version=0)
+    trainer.begin_version(3, 3)
+    groups = [group([answer([5, 6], 3), answer([7, 8], 0)], bradley_terry([1, 0]), i) for i in range(4)]
+    metrics = trainer.step(groups, 3).metrics
+    assert metrics["staleness_max"] == 0
