@@ -2,14 +2,15 @@
 
     .venv/bin/python benchmarks/token_kl_memory.py
 
-Each way runs in a process of its own, and its peak resident memory less that before the pass is what counts. Both values and gradients
-are compared, too.
+Each way runs in a process of its own, and its peak resident memory less that before the pass is what counts; what is freed goes back to the
+system at once (MALLOC_MMAP_THRESHOLD_), so that the peak is of memory in use. Values and gradients are compared, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
