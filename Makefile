@@ -24,7 +24,7 @@ test-fast: setup  ## Tests without engines
 	$(BIN)/pytest -q -m "not slow" -n auto
 
 test-slow: setup  ## Tests that start vLLM, Ray and PairRM; two at a time, more would fill the machine
-	$(BIN)/pytest -q -m slow -n 2 --dist loadgroup --durations=10
+	$(BIN)/pytest -q -m slow -n 2 --dist loadfile --durations=10
 
 lint: setup  ## Style, types and layers
 	$(BIN)/ruff check .

@@ -81,7 +81,11 @@ def main() -> None:
     first: float | None = None
     for way in ("whole", "chunks"):
         done = subprocess.run(
-            [sys.executable, __file__, "--way", way, *flags], capture_output=True, text=True, check=True
+            [sys.executable, __file__, "--way", way, *flags],
+            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+            capture_output=True,
+            text=True,
+            check=True,
         )
         found = json.loads(done.stdout.strip().splitlines()[-1])
         first = first or found["mib"]

@@ -12,7 +12,7 @@ import pytest
 from learner.records import AnswerSource, GroupState
 from tests.e2e.world import Command, Outcome, World, run_job, start_job, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("offline"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROUNDS, PAIRS = 30, 24
 

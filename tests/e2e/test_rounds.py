@@ -11,7 +11,7 @@ from learner.digests import adapter_digest
 from learner.records import ADAPTER_FILES, AnswerSource, FinishReason, GroupState
 from tests.e2e.world import Outcome, World, job, run_job, start_job
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("rounds"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from services.jobs.spec_checks import machine_problems, problems, warnings
 TINY = WorldRecipe(
     policy_steps=2, sampled_prompts=8, sampled_answers=2, template_pairs=200, scorer_steps=2, tested_prompts=8
 )
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo world")]
+pytestmark = pytest.mark.slow
 
 
 def build(home: Path, seed: int = 0) -> tuple[DemoWorld, dict[str, tuple[int, int]]]:

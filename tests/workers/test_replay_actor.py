@@ -24,7 +24,7 @@ from workers.replay.rows import LedgerError
 from workers.versions.actor import CONCURRENCY, VersionsSetup, VersionsWorker
 from workers.versions.integrity import TamperedVersionError
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("replay actor")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from workers.sampler.errors import AdapterRejected, DigestMismatch, EngineDied, 
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("sampler engine"),
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.timeout(600),
 ]
