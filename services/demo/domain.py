@@ -10,6 +10,7 @@ pre-training and the scorer's training do contain it, with prompts of its own, s
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -180,6 +181,9 @@ TOPICS: tuple[Topic, ...] = (
     ),
 )
 
+WORD = re.compile(r"(?:[^\W_]|')+")
+"""What ``split_words`` takes for a word."""
+
 NAMES = ("Anna", "Ben", "Carla", "David", "Emma", "Frank", "Grace", "Henry", "Ida", "Jack", "Kate", "Leo")
 HELLOS = ("", "Hi, ", "Hello, ", "Good morning, ")
 
@@ -207,7 +211,7 @@ def word_list() -> frozenset[str]:
 
 def split_words(text: str) -> list[str]:
     """The words of a text in lower case; whatever is neither a letter, a digit nor an apostrophe separates them."""
-    return "".join(c if c.isalnum() or c == "'" else " " for c in text.lower()).split()
+    return WORD.findall(text.lower())
 
 
 def read_question(text: str) -> Fact | None:

@@ -102,10 +102,10 @@ def train_tokenizer(texts: Sequence[str], out: Path) -> PreTrainedTokenizerFast:
     return fast
 
 
-def render(tokenizer: PreTrainedTokenizerFast, question: str) -> list[int]:
-    """The token ids of a question's single user turn, ready for the answer."""
-    messages = [{"role": "user", "content": question}]
-    ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+def render(tokenizer: PreTrainedTokenizerFast, questions: Sequence[str]) -> list[list[int]]:
+    """The token ids of each question's single user turn, ready for the answer."""
+    turns = [[{"role": "user", "content": question}] for question in questions]
+    ids: list[list[int]] = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
     return ids
 
 
@@ -129,11 +129,12 @@ def train_policy(
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    rows = []
-    for question, answer in pairs:
-        prompt = render(tokenizer, question)
-        completion = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
-        rows.append((prompt + completion, len(prompt)))
+    prompts = render(tokenizer, [question for question, _ in pairs])
+    completions = tokenizer([answer for _, answer in pairs], add_special_tokens=False)["input_ids"]
+    rows = [
+        ([*prompt, *completion, tokenizer.eos_token_id], len(prompt))
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
     with torch_settings(threads, derive_seed("demo", seed, "policy")):
         model = LlamaForCausalLM(
             LlamaConfig(
@@ -190,7 +191,7 @@ def sample_answers(
     batch = 64
     with torch_settings(threads, derive_seed("demo", seed, "samples")), torch.no_grad():
         for start in range(0, len(questions), batch):
-            rendered = [render(tokenizer, question) for question in questions[start : start + batch]]
+            rendered = render(tokenizer, questions[start : start + batch])
             inputs = tokenizer.pad({"input_ids": rendered}, padding_side="left", return_tensors="pt")
             generated = model.generate(
                 **inputs,

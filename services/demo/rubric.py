@@ -100,5 +100,4 @@ def _well_written(words: list[str], answer: str) -> float:
 
 
 def _contains(words: list[str], phrase: tuple[str, ...]) -> bool:
-    size = len(phrase)
-    return any(tuple(words[start : start + size]) == phrase for start in range(len(words) - size + 1))
+    return f" {' '.join(phrase)} " in f" {' '.join(words)} "
