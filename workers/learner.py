@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from learner.config import TrainerConfig
 from learner.digests import sha256
 from learner.records import FileEntry, Module, Record, ScoredGroup, VersionManifest
+from learner.rendered import RenderedPrompt, refuse_difference_from_transformers
 from workers import logs, process_tree
 from workers.cluster import LeasedWorker, Link
 
@@ -32,6 +33,7 @@ class LearnerSetup:
         queue: name of the replay queue's actor.
         versions: name of the version store's actor.
         canary_prompts: token ids of texts that version 0's canary is measured on.
+        rendered: prompts that transformers must render to the same token ids (rule 2).
     """
 
     name: str
@@ -42,6 +44,7 @@ class LearnerSetup:
     versions: str
     canary_prompts: tuple[tuple[int, ...], ...]
     max_staleness: int
+    rendered: tuple[RenderedPrompt, ...] = ()
     module: Module = "fast"
 
 
@@ -76,7 +79,11 @@ class LearnerWorker(LeasedWorker):
         self.learned: set[str] = set()
 
     async def start(self) -> LearnerStanding:
-        """Load the policy, and take up the newest committed version, or publish version 0."""
+        """Load the policy, and take up the newest committed version, or publish version 0.
+
+        Raises:
+            InputError: the policy cannot be loaded, or transformers renders its prompts to other token ids.
+        """
         if self.trainer is None:
             self.trainer = await asyncio.to_thread(self._build)
         return await self.go_back()
@@ -169,6 +176,9 @@ class LearnerWorker(LeasedWorker):
     def _build(self) -> Trainer:
         from learner.trainer import Trainer
 
+        policy = self.setup.trainer.policy
+        if self.setup.rendered:
+            refuse_difference_from_transformers(policy.model, self.setup.rendered, revision=policy.revision)
         return Trainer(self.setup.trainer, self._fetch_adapter)
 
     def _fetch_adapter(self, version: int) -> Mapping[str, bytes]:

@@ -115,6 +115,7 @@ class JobController:
             spec,
             self.paths,
             prompts=prompts.token_ids,
+            uncompared=job.uncompared,
             worker_extension=self.worker_extension,
         )
         fleet = Fleet(spec.resources.fleet, tuple(member.name for member in crew.samplers))
@@ -139,7 +140,7 @@ class JobController:
 
     def _validate(self) -> ValidatedJob:
         spec = JobSpec.model_validate(self.store.get(self.job_id).spec)
-        return validate_job(spec, Path("/"), deep=True)
+        return validate_job(spec, Path("/"), deep=True, compare_rendering=False)
 
     def _check_capacity(self, spec: JobSpec) -> None:
         resources = spec.resources

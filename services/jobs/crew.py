@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from learner.config import TrainerConfig
+from learner.rendered import RenderedPrompt
 from services.jobs.layout import JobPaths
 from services.jobs.spec import JobSpec
 from workers import cluster
@@ -52,6 +53,7 @@ class Crew:
         spec: the job, as validation resolved it.
         paths: where its files lie.
         prompts: token ids of prompts, for version 0's canary.
+        uncompared: prompts whose rendering the learner compares with transformers' own.
         worker_extension: vLLM's worker extension, where the operator replaced it.
     """
 
@@ -62,6 +64,7 @@ class Crew:
         paths: JobPaths,
         *,
         prompts: Sequence[Sequence[int]],
+        uncompared: tuple[RenderedPrompt, ...] = (),
         worker_extension: str | None = None,
     ) -> None:
         self.job_id, self.spec, self.paths = job_id, spec, paths
@@ -69,7 +72,7 @@ class Crew:
         self.queue = self._queue(lease)
         self.versions = self._versions(lease)
         self.scorers = self._scorers(lease) if spec.samples else ()
-        self.learner = self._learner(lease, prompts)
+        self.learner = self._learner(lease, prompts, uncompared)
         self.samplers = self._samplers(lease, worker_extension) if spec.samples else ()
 
     @property
@@ -143,7 +146,9 @@ class Crew:
             ),
         )
 
-    def _learner(self, lease: float, prompts: Sequence[Sequence[int]]) -> Member:
+    def _learner(
+        self, lease: float, prompts: Sequence[Sequence[int]], uncompared: tuple[RenderedPrompt, ...]
+    ) -> Member:
         spec, resources = self.spec, self.spec.resources.learner
         setup = LearnerSetup(
             name=self._name("learner"),
@@ -166,6 +171,7 @@ class Crew:
             queue=self.queue.name,
             versions=self.versions.name,
             canary_prompts=prompts_for_canary(prompts),
+            rendered=uncompared,
             max_staleness=spec.schedule.max_staleness,
         )
         return Member(

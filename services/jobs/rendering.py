@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from learner.errors import InputError
 from learner.records import Message, Prompt
+from learner.rendered import transformers_tokenizer
 from services.jobs.model_files import read_json
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -44,7 +45,6 @@ class PromptRenderer:
 
     def __init__(self, folder: Path, key: str = "policy.model", *, allow_transformers: bool = False) -> None:
         self._key = key
-        self._folder = folder
         self.tokenizer = _tokenizer(folder, key, allow_transformers)
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
@@ -155,29 +155,6 @@ class PromptRenderer:
         """Where each token of ``text`` begins, in characters."""
         return [start for start, _ in self.tokenizer.encode(text, add_special_tokens=False).offsets]
 
-    def refuse_difference_from_transformers(self, prompts: Sequence[Prompt]) -> None:
-        """Compare with what transformers makes of ``prompts``. Imports transformers and, with it, torch.
-
-        Raises:
-            InputError: it renders one of them to other ids, so the tokenizer's files are not read as they are meant.
-        """
-        reference = _transformers_tokenizer(self._folder, self._key)
-        for prompt, ids in zip(prompts, self.token_ids(prompts), strict=True):
-            if self._template is None:
-                theirs = list(reference(prompt.messages[0].text)["input_ids"])
-                if theirs[-1:] == [reference.eos_token_id]:
-                    theirs.pop()
-            else:
-                messages = [{"role": message.role, "content": message.text} for message in prompt.messages]
-                theirs = reference.apply_chat_template(
-                    messages, tokenize=True, add_generation_prompt=True, return_dict=False
-                )
-            if tuple(theirs) != ids:
-                raise InputError(
-                    f"{self._key}: transformers renders prompt {prompt.id!r} to other token ids than tokenizer.json does; save the "
-                    "tokenizer again with the transformers release that is installed here"
-                )
-
     @cached_property
     def _prefix(self) -> tuple[int, ...]:
         """What the tokenizer itself puts before plain text: BOS or nothing. What it would put behind is left out."""
@@ -200,22 +177,12 @@ def _tokenizer(folder: Path, key: str, allow_transformers: bool) -> Tokenizer:
         raise InputError(
             f"{key}: {folder} has no tokenizer.json; save the tokenizer once with transformers' save_pretrained"
         )
-    built = getattr(_transformers_tokenizer(folder, key), "backend_tokenizer", None)
+    built = getattr(transformers_tokenizer(str(folder), None, key), "backend_tokenizer", None)
     if built is None:
         raise InputError(
             f"{key}: transformers has no fast tokenizer for {folder}; a model with tokenizer.json is needed"
         )
     return cast(Tokenizer, built)
-
-
-def _transformers_tokenizer(folder: Path, key: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except (ValueError, OSError, ImportError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{key}: transformers cannot read the tokenizer of {folder} ({reason})") from None
 
 
 def _token_text(value: object) -> str | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from learner.errors import InputError
 from learner.records import Prompt
 from learner.references import resolve_reference
+from learner.rendered import RenderedPrompt, refuse_difference_from_transformers
 from services.jobs import model_checks, scorer_checks, spec_checks
 from services.jobs.hub import fetch_small_files
 from services.jobs.machine import Machine
@@ -32,6 +33,9 @@ from services.jobs.rendering import PromptRenderer
 from services.jobs.spec import JobSpec, PromptsConfig
 from services.jobs.stream import refuse_too_few
 from workers.config import FunctionScorer
+
+COMPARED = 8
+"""Prompts whose rendering is compared with transformers' own."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class ValidatedJob:
         model: the policy's files; None for a hub model before a deep validation.
         prepared: the training prompts with their token ids; None where they were not rendered (or read) yet.
         evaluation: the held-out prompts likewise.
+        uncompared: prompts whose rendering is still to be compared with transformers' own.
     """
 
     spec: JobSpec
@@ -66,6 +71,7 @@ class ValidatedJob:
     model: ModelFiles | None = None
     prepared: PreparedPrompts | None = None
     evaluation: PreparedPrompts | None = None
+    uncompared: tuple[RenderedPrompt, ...] = ()
 
 
 def validate_job(
@@ -73,6 +79,7 @@ def validate_job(
     base_dir: Path,
     *,
     deep: bool = False,
+    compare_rendering: bool = True,
     allowed_roots: Sequence[Path] | None = None,
     machine: Machine | None = None,
 ) -> ValidatedJob:
@@ -81,6 +88,8 @@ def validate_job(
     Args:
         base_dir: folder that relative paths are taken from: the job file's.
         deep: also fetch what is named on the hub, and compare the rendering with transformers' own.
+        compare_rendering: false leaves that comparison, if it can be made at another time, to the learner's start: importing
+            transformers takes seconds, and the learner does so anyway.
         allowed_roots: where files may lie; None: anywhere. Configured for jobs that come over REST (rule 16).
         machine: what the workers must fit on; None where a cluster runs them.
 
@@ -106,14 +115,14 @@ def validate_job(
     scorer_bytes = _scorer(spec, deep, warnings) if spec.samples else None
 
     spec = _explicit(spec, model)
-    summary, prepared, evaluation = _prompts(spec, model, deep, warnings)
+    summary, prepared, evaluation, uncompared = _prompts(spec, model, deep, compare_rendering, warnings)
     memory = estimate_memory(spec, model, scorer_bytes)
     if machine is not None and memory.total("main memory") > machine.memory_bytes:
         warnings.append(
             f"resources: the workers take about {memory.total('main memory') / 1e9:.1f} GB of main memory, and this machine has "
             f"{machine.memory_bytes / 1e9:.1f} GB"
         )
-    return ValidatedJob(spec, tuple(warnings), memory, summary, model, prepared, evaluation)
+    return ValidatedJob(spec, tuple(warnings), memory, summary, model, prepared, evaluation, uncompared)
 
 
 def _refuse(problems: Iterable[str]) -> None:
@@ -170,9 +179,12 @@ def _explicit(spec: JobSpec, model: ModelFiles | None) -> JobSpec:
 
 
 def _prompts(
-    spec: JobSpec, model: ModelFiles | None, deep: bool, warnings: list[str]
-) -> tuple[PromptSummary, PreparedPrompts | None, PreparedPrompts | None]:
-    """Read and render the prompts as far as can be done now, and check that rounds and evaluation have enough of them."""
+    spec: JobSpec, model: ModelFiles | None, deep: bool, compare: bool, warnings: list[str]
+) -> tuple[PromptSummary, PreparedPrompts | None, PreparedPrompts | None, tuple[RenderedPrompt, ...]]:
+    """Read and render the prompts as far as can be done now, and check that rounds and evaluation have enough of them.
+
+    The last of what it returns is still to be compared with transformers' rendering.
+    """
     readable = [
         config is None or deep or is_prompt_file(config.source) for config in (spec.prompts, spec.evaluation.prompts)
     ]
@@ -189,7 +201,7 @@ def _prompts(
         if training:
             refuse_too_few(len(training), spec.schedule)
         _refuse_overlap(training, held_out, warnings)
-        return _summary(training, held_out), None, None
+        return _summary(training, held_out), None, None, ()
     renderer = PromptRenderer(model.folder, allow_transformers=deep)
     _refuse(model_checks.tokenizer_problems(model, renderer))
     if renderer.writes_the_date:
@@ -205,12 +217,16 @@ def _prompts(
         warnings.append(
             f"evaluation.count: {spec.evaluation.count} is more than the {len(evaluation)} held-out prompts; all are used"
         )
+    uncompared: tuple[RenderedPrompt, ...] = ()
     if deep and prepared is not None:
-        renderer.refuse_difference_from_transformers(prepared.prompts[:8])
+        uncompared = tuple(map(RenderedPrompt, prepared.prompts[:COMPARED], prepared.token_ids[:COMPARED]))
+        if compare or renderer.writes_the_date:  # the date may have changed when a learner starts
+            refuse_difference_from_transformers(str(model.folder), uncompared)
+            uncompared = ()
     training = list(prepared.prompts) if prepared else []
     held_out = list(evaluation.prompts) if evaluation else []
     _refuse_overlap(training, held_out, warnings)
-    return _summary(training, held_out, prepared, evaluation), prepared, evaluation
+    return _summary(training, held_out, prepared, evaluation), prepared, evaluation, uncompared
 
 
 def _read(spec: JobSpec) -> list[Prompt]:

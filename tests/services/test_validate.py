@@ -11,12 +11,15 @@ from small_models import CHATML_TEMPLATE, job, write_adapter, write_model, write
 
 from learner.errors import InputError
 from services.jobs import spec_checks
+from services.jobs.crew import Crew
+from services.jobs.layout import JobPaths
 from services.jobs.load import parse_job
 from services.jobs.machine import Machine
 from services.jobs.memory import adapter_parameters
 from services.jobs.model_files import read_model
 from services.jobs.paths import resolve_paths
 from services.jobs.validate import ValidatedJob, validate_job
+from workers.learner import LearnerWorker
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +128,35 @@ def test_deep_validation_compares_the_rendering_with_transformers(world: Path) -
         InputError, match=r"transformers renders prompt 'p0' to other token ids than tokenizer.json does"
     ):
         validate_job(spec, world, deep=True)
+
+
+async def test_the_learner_compares_as_it_starts_what_the_controller_left_to_it(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.process_tree.guard", lambda: None)  # this process outlives the worker
+    path = world / "policy" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "LlamaTokenizer"}))
+    result = validate_job(parse_job(job()), world, deep=True, compare_rendering=False)
+    assert result.prepared is not None
+    crew = Crew(
+        "job", result.spec, JobPaths(world, "job"), prompts=result.prepared.token_ids, uncompared=result.uncompared
+    )
+    learner = LearnerWorker(*crew.learner.arguments)
+    with pytest.raises(
+        InputError, match=r"policy.model: transformers renders prompt 'p0' to other token ids than tokenizer.json does"
+    ):
+        await learner.start()
+
+
+def test_prompts_with_the_date_are_compared_on_the_day_that_they_are_rendered(world: Path) -> None:
+    assert len(validate_job(parse_job(job()), world, deep=True, compare_rendering=False).uncompared) == 8
+    write_model(world / "policy", "{{ strftime_now('%d') }}" + CHATML_TEMPLATE)
+    result = validate_job(parse_job(job()), world, deep=True, compare_rendering=False)
+    assert result.prepared is not None and result.uncompared == ()
+    path = world / "policy" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "LlamaTokenizer"}))
+    with pytest.raises(InputError, match=r"transformers renders prompt 'p0' to other token ids"):
+        validate_job(parse_job(job()), world, deep=True, compare_rendering=False)
 
 
 def test_deep_validation_says_when_the_hub_cannot_be_reached(world: Path) -> None:
