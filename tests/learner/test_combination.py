@@ -66,7 +66,7 @@ def history_of(count: int) -> DomainHistory:
     st.lists(st.tuples(st.integers(1, 4), st.floats(0.5, 16), st.floats(-2, 2)), min_size=1, max_size=5),
     st.integers(0, 1000),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_combination_is_the_sum_of_the_dense_products(parts: list[tuple[int, float, float]], seed: int) -> None:
     adapters = [random_adapter(seed + i, rank, alpha) for i, (rank, alpha, _) in enumerate(parts)]
     coefficients = [c for _, _, c in parts]

@@ -62,7 +62,7 @@ def test_a_convex_memory_loss_is_minimised_as_well_as_by_a_fine_grid(seed: int) 
 
 
 @given(st.integers(0, 10_000), st.integers(2, 6), st.integers(0, 60))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_weights_lie_on_the_simplex_and_are_never_worse_than_equal_ones_or_one_domain(
     seed: int, count: int, extra: int
 ) -> None:

@@ -6,7 +6,7 @@ import random
 from functools import cache
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.errors import InputError
@@ -43,7 +43,6 @@ rules = st.sampled_from(["random", "margin"])
 
 
 @given(st.integers(1, 60), shares, bounds, rules, st.integers(-5, 5), st.randoms())
-@settings(deadline=None)
 def test_the_same_groups_make_the_same_memory_in_any_order(
     count: int, share: float, max_bytes: int, rule: MemoryRule, seed: int, shuffler: random.Random
 ) -> None:
@@ -54,7 +53,6 @@ def test_the_same_groups_make_the_same_memory_in_any_order(
 
 
 @given(st.integers(0, 60), shares, bounds, rules)
-@settings(deadline=None)
 def test_a_memory_keeps_its_share_within_its_bound_and_at_least_one_group_that_fits(
     count: int, share: float, max_bytes: int, rule: MemoryRule
 ) -> None:
@@ -70,7 +68,6 @@ def test_a_memory_keeps_its_share_within_its_bound_and_at_least_one_group_that_f
 
 
 @given(st.integers(1, 60), st.integers(0, 60), shares, bounds, rules)
-@settings(deadline=None)
 def test_a_memory_that_is_read_back_goes_on_as_it_would_have(
     count: int, stop: int, share: float, max_bytes: int, rule: MemoryRule
 ) -> None:
@@ -84,7 +81,6 @@ def test_a_memory_that_is_read_back_goes_on_as_it_would_have(
 
 
 @given(st.integers(1, 60), shares, bounds, rules)
-@settings(deadline=None)
 def test_a_sealed_memory_holds_its_groups_alone_and_takes_no_more(
     count: int, share: float, max_bytes: int, rule: MemoryRule
 ) -> None:
