@@ -111,7 +111,7 @@ def trainer(kind: str, shape: dict[str, int], device: str, threads: int) -> Trai
             "gradient_checkpointing": device == "cuda",
         },
     }
-    made = Trainer(TrainerConfig.model_validate(settings), lambda version: {}, base=base)
+    made = Trainer(TrainerConfig.model_validate(settings), lambda module, version: {}, base=base)
     made.begin_version(0, 0)
     return made
 

@@ -84,20 +84,16 @@ def files_to_adapter(files: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[s
     return config, weights
 
 
-def check_adapter(
-    config: Mapping[str, Any], state: Mapping[str, Tensor], rank: int, alpha: float, shapes: Mapping[str, torch.Size]
-) -> None:
-    """Check that an adapter is one that this job can go on training.
+def check_adapter(config: Mapping[str, Any], state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
+    """Check that an adapter is a plain LoRA adapter on the layers that this job trains.
 
     Args:
         config: peft's configuration.
         state: its weights.
-        rank: ``adapters.rank``.
-        alpha: ``adapters.alpha``.
-        shapes: name to shape of the weights that the job trains.
+        shapes: name to shape of weights of its rank on those layers.
 
     Raises:
-        InputError: it is of another kind, rank, scale, or on other layers.
+        InputError: it is of another kind, or on other layers.
     """
     if config.get("peft_type") != "LORA":
         raise InputError(
@@ -108,11 +104,6 @@ def check_adapter(
             raise InputError(f"policy.adapter: {key} ({meaning}) is not supported; train a plain LoRA adapter")
     if config.get("bias", "none") != "none":
         raise InputError(f"policy.adapter: bias {config['bias']} is not supported; train a plain LoRA adapter")
-    for key, ours, theirs in (("rank", rank, config.get("r")), ("alpha", alpha, config.get("lora_alpha"))):
-        if theirs != ours:
-            raise InputError(
-                f"adapters.{key}: {ours} differs from the start adapter's {theirs}; set adapters.{key}: {theirs}"
-            )
     if {name: value.shape for name, value in state.items()} != dict(shapes):
         differing = sorted(set(state) ^ set(shapes)) or ["their shapes"]
         raise InputError(

@@ -47,6 +47,34 @@ class AdapterConfig(Config):
         default="all-linear",
         description="Linear layers that get an adapter: all but the output layer, or a list of names.",
     )
+    slow: Literal["off", "chase", "average"] = Field(
+        default="off",
+        description=(
+            "A second adapter on the same base. `chase`: trained beside the fast one at a lower learning rate, with `objective.kind: chase` "
+            "(OFS-DPO, arXiv 2406.05534). `average`: the exponential moving average of the fast one."
+        ),
+    )
+    slow_rate_ratio: float = Field(
+        default=0.3, gt=0, le=1, description="With `slow: chase`: the slow adapter's learning rate over the fast one's."
+    )
+    slow_decay: float = Field(
+        default=0.95, ge=0, lt=1, description="With `slow: average`: what the average keeps of itself at each step."
+    )
+    swap: Literal["roles", "weights", "never"] = Field(
+        default="roles",
+        description=(
+            "With `slow: chase`: what happens when the slow adapter is the better one. `roles`: it becomes the fast one and keeps its "
+            "learning rate; `weights`: it becomes the fast one, and the learning rates change places too; `never`: nothing."
+        ),
+    )
+    swap_by: Literal["loss", "win-rate"] = Field(
+        default="loss",
+        description=(
+            "What says which adapter is better: the lower mean of the wrapped objective's loss, or, with sampling.policy: both, which one's "
+            "answers win."
+        ),
+    )
+    swap_interval: int = Field(default=50, ge=1, description="Optimizer steps between two comparisons.")
 
 
 class OptimizerConfig(Config):
@@ -126,7 +154,7 @@ class ScheduleConfig(Config):
             "`offline`: nothing is sampled; the answers are the chosen and rejected ones of `prompts.source`."
         ),
     )
-    rounds: int = Field(default=3, ge=1, description="Versions to publish after version 0.")
+    rounds: int = Field(default=3, ge=1, description="Versions to publish after version 0; with `domains`, in each.")
     prompts_per_round: int = Field(
         default=256, ge=1, description="Groups that make one version. Rounds take disjoint slices."
     )
@@ -138,6 +166,30 @@ class ScheduleConfig(Config):
     )
     schedule_epochs: int = Field(default=1, ge=1, description="Passes that the learning-rate schedule is drawn for.")
     stop_after_epochs: int = Field(default=1, ge=1, description="Passes that are made over a round's groups.")
+    domains: tuple[str, ...] | None = Field(
+        default=None,
+        description=(
+            "Domains of the prompts, one after another, `rounds` rounds each: continual self-play. Default: all prompts, mixed. "
+            "objective.reference: start is then the policy that the domain started from."
+        ),
+    )
+    combine: Literal["none", "last", "mean", "cofs"] = Field(
+        default="none",
+        description=(
+            "With `domains`: what becomes of the domains' adapters. `none`: one adapter goes through all of them. Otherwise each domain "
+            "trains a fresh adapter on the frozen combination of those before it, and ends with the combination of the policies so far: "
+            "the `last` one, their `mean`, or the weights on the simplex that fit all domains' memories best (`cofs`, COFS-DPO, arXiv "
+            "2406.05534)."
+        ),
+    )
+    memory_share: float = Field(
+        default=0.05, gt=0, le=1, description="With `combine: cofs`: share of a domain's groups that its memory keeps."
+    )
+    memory_bytes: int = Field(default=4 << 20, ge=1 << 10, description="Most bytes of one domain's memory.")
+    memory_rule: Literal["random", "margin"] = Field(
+        default="random",
+        description="Which groups the memory keeps: a random sample, or those with the clearest preference.",
+    )
     reuse_prompts: bool = Field(default=False, description="Begin the prompts again, reshuffled, when they run out.")
     early_stop_rounds: int | None = Field(
         default=None, ge=1, description="Stop after this many evaluations without a better win rate."
@@ -173,12 +225,29 @@ class ScheduleConfig(Config):
             raise ValueError(
                 "stop_after_epochs: online learning reads each group once; set it to 1 or use mode: rounds"
             )
+        if self.domains is not None:
+            if len(set(self.domains)) != len(self.domains) or not self.domains:
+                raise ValueError(
+                    f"domains: {list(self.domains)} must name each domain once; leave it out to mix all prompts"
+                )
+            if self.mode == "online":
+                raise ValueError(
+                    "domains: a list does not go with mode: online, where one domain's answers would be learned from in the next; use "
+                    "mode: rounds or offline"
+                )
+        elif self.combine != "none":
+            raise ValueError(f"combine: {self.combine} needs domains to combine; list them, or set combine: none")
         if self.prompts_per_step > self.prompts_per_round:
             raise ValueError(
                 f"prompts_per_step: {self.prompts_per_step} is more than prompts_per_round: {self.prompts_per_round}; "
                 "a step takes its groups from one round"
             )
         return self
+
+    @property
+    def training_rounds(self) -> int:
+        """Rounds that learn: ``rounds`` in each domain."""
+        return self.rounds * len(self.domains or ("all",))
 
 
 class TrainerConfig(Config):
@@ -194,7 +263,7 @@ class TrainerConfig(Config):
     learner: LearnerConfig = LearnerConfig()
     truncated: Literal["keep", "drop", "penalise"] = "keep"
     temperature: float = Field(default=1.0, gt=0, description="The scorer's: divides its logits.")
-    opponent_version: int | None = Field(
-        default=None, ge=0, description="Version of the opponent that writes some of the answers, where there is one."
+    opponent: Literal["slow"] | int | None = Field(
+        default=None, description="Who writes some of the answers beside the policy: the slow adapter, or a version."
     )
     seed: int = Field(default=0, ge=0)

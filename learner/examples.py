@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ def preference_batch(
     examples: Sequence[Example],
     policy: Mapping[str, Tensor],
     reference: Sequence[Mapping[str, Sequence[float]]] | None,
-    opponent_version: int | None = None,
+    opponent: Literal["slow"] | int | None = None,
 ) -> PreferenceBatch:
     """Lay the records of examples out as B x R; those with fewer answers than the largest are masked at the end.
 
@@ -87,7 +88,7 @@ def preference_batch(
         examples: whose records they are.
         policy: values of all their answers, in order, ``[sum of R]`` each, by the batch's names for them.
         reference: per example the reference's values, one for each answer; None where the objective reads none.
-        opponent_version: the version of the opponent's answers, where there is an opponent.
+        opponent: whose answers are the opponent's, where there is one: the slow adapter's, or those of a version.
     """
     logps = policy["policy_logps"]
     widest = max(len(record) for example in examples for record in example.selection.records)
@@ -117,8 +118,10 @@ def preference_batch(
             [example.first + number for example in examples for number in range(len(example.selection.records))]
         ),
         from_opponent=None
-        if opponent_version is None
-        else laid_out([float(a.version == opponent_version) for example in examples for a in example.answers]).bool(),
+        if opponent is None
+        else laid_out(
+            [float(opponent in (a.version, a.module)) for example in examples for a in example.answers]
+        ).bool(),
         **{name: values[on_device] for name, values in policy.items()},
         **{name: laid_out(values) for name, values in known.items()},
     )

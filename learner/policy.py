@@ -1,9 +1,9 @@
-"""The policy: one frozen base, the adapter that is trained (`fast`), and one slot for a frozen reference.
+"""The policy: one frozen base, one or two adapters that are trained, what they are trained on top of, and a slot for a reference.
 
 peft switches adapters in place. Three of its traps are kept out here: a switch between a forward and its backward loses
-the gradient in silence, so the reference is only entered under ``no_grad`` and always left again; switching and
-disabling change ``requires_grad``, so it is set again; and the initial weights depend on global random state, so they
-are drawn from the seed.
+the gradient in silence, so whoever learns with an adapter switches to it before the forward (:meth:`Policy.train`), and
+others are only entered under ``no_grad`` and always left again; switching and disabling change ``requires_grad``, so it
+is set again; and the initial weights depend on global random state, so they are drawn from the seed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from learner.adapter_files import adapter_to_files, check_adapter, files_to_adapter
+from learner.combination import Adapter, combine
 from learner.config import AdapterConfig, LearnerConfig, PolicyConfig
 from learner.errors import InputError
 from learner.likelihood import AutoregressiveLikelihood
 from learner.records import ADAPTER_FILES
 from learner.seeds import derive_seed
 
-FAST = "fast"
+FIRST, SECOND = "first", "second"
+"""The adapters that are trained. Which of them is fast and which slow is a role, and may change."""
+
+FROZEN = "frozen"
 REFERENCE = "reference"
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -99,7 +103,7 @@ def resolve_target_modules(model: PreTrainedModel, config: AdapterConfig) -> lis
 
 
 class Policy:
-    """A frozen base with a LoRA adapter that is trained."""
+    """A frozen base with adapters that are trained, one at a time."""
 
     def __init__(
         self,
@@ -114,7 +118,7 @@ class Policy:
 
         Args:
             base: on its device, in its type. LoRA weights are float32 whatever it is.
-            adapters: what is trained.
+            adapters: what is trained. With a slow adapter there are two, and they begin with equal weights.
             seed: of the initial weights.
             name: what the adapter's configuration calls the base.
             chunk_tokens: tokens whose logits are held at a time.
@@ -128,22 +132,27 @@ class Policy:
         if gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
         base.requires_grad_(False)
-        alpha = int(adapters.alpha) if adapters.alpha == int(adapters.alpha) else adapters.alpha
         self._lora = LoraConfig(
             r=adapters.rank,
-            lora_alpha=alpha,
+            lora_alpha=_plain(adapters.alpha),
             lora_dropout=adapters.dropout,
             target_modules=self.target_modules,
             bias="none",
             task_type="CAUSAL_LM",
         )
-        wrapped = get_peft_model(base, self._lora, adapter_name=FAST)
+        wrapped = get_peft_model(base, self._lora, adapter_name=FIRST)
         assert isinstance(wrapped, PeftModel)
         self.model = wrapped
-        self.parameters = self._weights(FAST)
-        self._slot: dict[str, nn.Parameter] | None = None
-        self._initialise(seed)
-        self._train_fast()
+        self.weights = {FIRST: self._weights(FIRST)}
+        if adapters.slow != "off":
+            self.model.add_adapter(SECOND, self._lora)
+            self.weights[SECOND] = self._weights(SECOND)
+        self.active = FIRST
+        self.frozen: Adapter | None = None
+        self._slot: Adapter | None = None
+        self._seed = seed
+        self.begin_afresh()
+        self.train(FIRST)
         self.likelihood = AutoregressiveLikelihood(base, chunk_tokens)
 
     @classmethod
@@ -171,10 +180,15 @@ class Policy:
         policy = cls(base, adapters, seed, config.model, learner.logit_chunk_tokens, learner.gradient_checkpointing)
         if config.adapter is not None:
             folder = Path(config.adapter)
-            policy.load_files(
-                {name: (folder / name).read_bytes() for name in ADAPTER_FILES if (folder / name).is_file()}
-            )
+            files = {name: (folder / name).read_bytes() for name in ADAPTER_FILES if (folder / name).is_file()}
+            for module in policy.weights:
+                policy.load_files(files, module)
         return policy
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The active adapter's weights by peft's names, sorted."""
+        return self.weights[self.active]
 
     def _weights(self, adapter: str) -> dict[str, nn.Parameter]:
         """Weights of an adapter by peft's names, sorted."""
@@ -182,92 +196,168 @@ class Policy:
         return dict(sorted(found.items()))
 
     @torch.no_grad()
-    def _initialise(self, seed: int) -> None:
-        """A as `nn.Linear` draws it (uniform within 1 / sqrt(fan in)), from the seed and the name alone; B = 0."""
-        for name, weight in self.parameters.items():
-            if "lora_A" in name:
-                generator = torch.Generator().manual_seed(derive_seed(seed, "adapter", name))
-                bound = 1 / math.sqrt(weight.shape[1])
-                weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
-            else:
-                weight.zero_()
+    def begin_afresh(self) -> None:
+        """Initial weights for every trained adapter, the same for all.
 
-    def _train_fast(self) -> None:
-        """Make `fast` the active adapter, and the only thing that gradients flow to."""
-        self.model.set_adapter(FAST)
+        A as `nn.Linear` draws it (uniform within 1 / sqrt(fan in)), from the seed and the name alone; B = 0.
+        """
+        for weights in self.weights.values():
+            for name, weight in weights.items():
+                if "lora_A" in name:
+                    generator = torch.Generator().manual_seed(derive_seed(self._seed, "adapter", name))
+                    bound = 1 / math.sqrt(weight.shape[1])
+                    weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
+                else:
+                    weight.zero_()
+
+    def train(self, adapter: str) -> None:
+        """Make an adapter the active one. Gradients flow to what a forward after this one used.
+
+        Never to be called between a forward and its backward.
+        """
+        self.active = adapter
+        self._switch(adapter)
         self.model.train()
-        for weight in (self._slot or {}).values():
-            weight.requires_grad_(False)
-        for weight in self.parameters.values():
-            weight.requires_grad_(True)
 
-    def state(self) -> dict[str, Tensor]:
-        """A copy of the trained adapter's weights, float32 on the CPU."""
-        return {name: weight.detach().to("cpu", torch.float32, copy=True) for name, weight in self.parameters.items()}
+    def _switch(self, adapter: str) -> None:
+        """Have forwards use the base, what is frozen on top of it, and a trained adapter."""
+        self.model.base_model.set_adapter([FROZEN, adapter] if self.frozen is not None else [adapter])
+        trained = {id(weight) for weights in self.weights.values() for weight in weights.values()}
+        for name, weight in self.model.named_parameters():
+            if "lora_" in name:
+                weight.requires_grad_(id(weight) in trained)
 
     @torch.no_grad()
-    def load_state(self, state: AdapterState) -> None:
-        """Set the trained adapter's weights."""
-        for name, weight in self.parameters.items():
+    def freeze(self, combination: Adapter | None) -> None:
+        """Train on top of ``combination`` from now on; None is the bare base. The trained adapters keep their weights."""
+        if self.frozen is not None:
+            self.model.delete_adapter(FROZEN)
+        self.frozen = combination
+        if combination is not None:
+            self._put(FROZEN, combination)
+        self.train(self.active)
+
+    def state(self, adapter: str | None = None) -> dict[str, Tensor]:
+        """A copy of a trained adapter's weights (the active one's by default), float32 on the CPU, without what is frozen below it."""
+        weights = self.weights[adapter or self.active]
+        return {name: weight.detach().to("cpu", torch.float32, copy=True) for name, weight in weights.items()}
+
+    @torch.no_grad()
+    def load_state(self, state: AdapterState, adapter: str | None = None) -> None:
+        """Set a trained adapter's weights."""
+        for name, weight in self.weights[adapter or self.active].items():
             weight.copy_(state[name])
 
-    def files(self) -> dict[str, bytes]:
-        """The trained adapter as bytes, in peft's layout; equal weights give equal bytes."""
+    def increment(self, adapter: str | None = None) -> Adapter:
+        """A trained adapter alone, without what is frozen below it."""
+        return Adapter(self.state(adapter), self.config.rank, self.config.alpha)
+
+    def adapter(self, adapter: str | None = None) -> Adapter:
+        """A trained adapter together with what it is trained on top of: the policy, as one adapter of the base."""
+        increment = self.increment(adapter)
+        return increment if self.frozen is None else combine([self.frozen, increment], [1.0, 1.0])
+
+    def files(self, adapter: str | None = None) -> dict[str, bytes]:
+        """The policy under a trained adapter as bytes, in peft's layout; equal weights give equal bytes."""
+        whole = self.adapter(adapter)
         config: dict[str, Any] = {
             key: sorted(value) if isinstance(value, set) else value for key, value in self._lora.to_dict().items()
         }
         config |= {"base_model_name_or_path": self.name, "inference_mode": True, "target_modules": self.target_modules}
-        return adapter_to_files(config, self.state())
+        config |= {"r": whole.rank, "lora_alpha": _plain(whole.alpha)}
+        return adapter_to_files(config, whole.state)
 
-    def read_files(self, files: Mapping[str, bytes]) -> dict[str, Tensor]:
-        """The weights that adapter files hold.
+    def read_files(self, files: Mapping[str, bytes]) -> Adapter:
+        """The adapter that files hold, of any rank.
 
         Raises:
-            InputError: they are not of an adapter like the trained one.
+            InputError: they are not of an adapter on the trained one's layers.
         """
         config, state = files_to_adapter(files)
-        shapes = {name: weight.shape for name, weight in self.parameters.items()}
-        check_adapter(config, state, self.config.rank, self.config.alpha, shapes)
-        return state
+        rank = int(config.get("r") or 0)
+        shapes = {
+            name: torch.Size((rank, *weight.shape[1:]) if "lora_A" in name else (*weight.shape[:1], rank))
+            for name, weight in self.weights[FIRST].items()
+        }
+        check_adapter(config, state, shapes)
+        return Adapter(state, rank, float(config["lora_alpha"]))
 
-    def load_files(self, files: Mapping[str, bytes]) -> None:
-        """Set the trained adapter's weights from its files."""
-        self.load_state(self.read_files(files))
+    def load_files(self, files: Mapping[str, bytes], adapter: str | None = None) -> None:
+        """Set a trained adapter's weights from its files.
+
+        Raises:
+            InputError: the files' adapter differs from the trained one in rank, scale or layers.
+        """
+        found = self.read_files(files)
+        for key, ours, theirs in (
+            ("rank", self.config.rank, found.rank),
+            ("alpha", self.config.alpha, _plain(found.alpha)),
+        ):
+            if theirs != ours:
+                raise InputError(
+                    f"adapters.{key}: {_plain(ours)} differs from the start adapter's {theirs}; set adapters.{key}: {theirs}"
+                )
+        self.load_state(found.state, adapter)
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """The trained adapter without dropout and without gradients."""
+    def evaluating(self, adapter: str | None = None) -> Iterator[None]:
+        """A trained adapter (the active one by default) without dropout and without gradients.
+
+        Never to be entered between a forward and its backward, unless for the active one.
+        """
         with torch.no_grad():
             self.model.eval()
+            other = adapter is not None and adapter != self.active
             try:
+                if other:
+                    self._switch(str(adapter))
                 yield
             finally:
+                if other:
+                    self._switch(self.active)
                 self.model.train()
 
     @contextmanager
-    def reference(self, state: AdapterState | None) -> Iterator[None]:
-        """Another policy in place of the trained one: the bare base (None) or a frozen adapter; no dropout or gradients.
+    def reference(self, adapter: Adapter | None) -> Iterator[None]:
+        """Another policy in place of the trained one: the bare base (None) or an adapter of it; no dropout or gradients.
 
         Never to be entered between a forward and its backward.
         """
         try:
             with self.evaluating():
-                if state is None:
+                if adapter is None:
                     with self.model.disable_adapter():
                         yield
                 else:
-                    self._fill_slot(state)
-                    self.model.set_adapter(REFERENCE)
+                    self._fill_slot(adapter)
+                    self.model.base_model.set_adapter([REFERENCE])
                     yield
         finally:
-            self._train_fast()
+            self.train(self.active)
 
-    def _fill_slot(self, state: AdapterState) -> None:
-        if self._slot is None:
-            self.model.add_adapter(REFERENCE, replace(self._lora, lora_dropout=0.0))
-            self._slot = self._weights(REFERENCE)
-        for name, weight in self._slot.items():
-            weight.copy_(state[name])
+    def _fill_slot(self, adapter: Adapter) -> None:
+        held = self._slot
+        if held is not None and (held.rank, held.alpha) != (adapter.rank, adapter.alpha):
+            self.model.delete_adapter(REFERENCE)
+            held = None
+        if held is None:
+            self._put(REFERENCE, adapter)
+        elif held is not adapter:
+            for name, weight in self._weights(REFERENCE).items():
+                weight.copy_(adapter.state[name])
+        self._slot = adapter
+
+    def _put(self, slot: str, adapter: Adapter) -> None:
+        """Give peft an adapter that is never trained."""
+        lora = replace(self._lora, r=adapter.rank, lora_alpha=_plain(adapter.alpha), lora_dropout=0.0)
+        self.model.add_adapter(slot, lora)
+        for name, weight in self._weights(slot).items():
+            weight.copy_(adapter.state[name])
+
+
+def _plain(alpha: float) -> float | int:
+    """A whole number as an int, the way that peft's configurations are usually written."""
+    return int(alpha) if alpha == int(alpha) else alpha
 
 
 def _switch_off_dropout(base: PreTrainedModel) -> None:

@@ -6,6 +6,7 @@ about preferences is derived from these numbers here, in float64.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -103,3 +104,20 @@ def effective_logits(group: ScoredGroup, truncated: Truncated) -> Array:
         logits = np.where(cut[:, None] & ~cut[None, :], -CERTAIN_LOGIT, logits)
         logits = np.where(~cut[:, None] & cut[None, :], CERTAIN_LOGIT, logits)
     return logits
+
+
+def fast_vs_slow_win_rate(groups: Sequence[ScoredGroup], temperature: float = 1.0) -> float | None:
+    """Mean probability that an answer of the fast adapter beats one of the slow adapter to the same prompt.
+
+    Every group in which both wrote counts the same. None where there is no such group.
+    """
+    rates = []
+    for group in groups:
+        places = {
+            module: [i for i, answer in enumerate(group.answers) if answer.module == module]
+            for module in ("fast", "slow")
+        }
+        if all(places.values()):
+            matrix = win_matrix(group.ordered_logits, temperature)
+            rates.append(float(matrix[np.ix_(places["fast"], places["slow"])].mean()))
+    return float(np.mean(rates)) if rates else None

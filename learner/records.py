@@ -130,19 +130,29 @@ class Answer(Record):
         return self.finish_reason is FinishReason.LENGTH
 
 
+class Share(Record):
+    """Some of a prompt's answers, and the adapter that writes them."""
+
+    module: Module
+    version: int = Field(ge=0)
+    answers: int = Field(ge=1)
+
+
 class Ticket(Record):
     """The controller's leave to write one group (rule 7). It names the version to use.
 
     ``index`` counts tickets within a round from 0 and fixes the order in which groups are learned from (rule 8);
-    ``seed`` is the seed of answer 0, answer k takes ``seed + k``. ``opponent`` is the older version that writes the last half of the
-    answers (``sampling.opponent``); None: ``version`` writes all of them.
+    ``seed`` is the seed of answer 0, answer k takes ``seed + k``. ``shares`` say who writes the answers, in this order: ``version`` itself,
+    and perhaps its slow adapter or an older version (``sampling.policy``, ``sampling.opponent``). ``source``: where the answers come from;
+    samplers get the policy's, and others have no shares.
     """
 
     group_id: str
+    source: AnswerSource = AnswerSource.POLICY
     round: int = Field(ge=0)
     index: int = Field(ge=0)
     version: int = Field(ge=0)
-    opponent: int | None = Field(default=None, ge=0)
+    shares: tuple[Share, ...] = ()
     seed: int = Field(ge=0)
     attempt: int = Field(default=0, ge=0)
     prompt: Prompt
@@ -267,6 +277,27 @@ class VersionManifest(Record):
     def name(self) -> str:
         """``{job}/{module}/v{n}``: unique, and never given to other bytes."""
         return f"{self.job_id}/{self.module}/v{self.version}"
+
+
+class PolicyVersion(Record):
+    """One publication: the manifests of its adapters, the fast one's first. They have one number, and are synced together."""
+
+    manifests: tuple[VersionManifest, ...] = Field(min_length=1)
+
+    @property
+    def fast(self) -> VersionManifest:
+        """The fast adapter's manifest, which carries the trainer's state."""
+        return self.manifests[0]
+
+    @property
+    def version(self) -> int:
+        """Its number."""
+        return self.fast.version
+
+    @property
+    def learner_step(self) -> int:
+        """Optimizer steps behind it."""
+        return self.fast.learner_step
 
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")

@@ -9,7 +9,7 @@ from learner.errors import InputError
 from learner.objectives.kinds import AnyObjective
 from learner.objectives.parameters import SppoParameters
 
-ResolvedReference = Literal["start", "round", "behaviour"]
+ResolvedReference = Literal["start", "round", "behaviour", "slow"]
 
 
 def resolve_reference(objective: AnyObjective, schedule: ScheduleConfig) -> ResolvedReference:
@@ -24,9 +24,9 @@ def resolve_reference(objective: AnyObjective, schedule: ScheduleConfig) -> Reso
     chosen = objective.reference
     if not isinstance(objective, SppoParameters):
         return "start" if chosen == "auto" else chosen
-    if chosen == "start":
+    if chosen in ("start", "slow"):
         raise InputError(
-            "objective.reference: start does not go with sppo, whose win probabilities are measured against the "
+            f"objective.reference: {chosen} does not go with sppo, whose win probabilities are measured against the "
             "policy that wrote the answers; use auto, round or behaviour"
         )
     if chosen == "round" and schedule.max_staleness > 0:

@@ -17,7 +17,7 @@ class LearningRate:
     def __init__(self, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> None:
         self.optimizer = optimizer
         steps_per_pass = math.ceil(schedule.prompts_per_round / schedule.prompts_per_step)
-        rounds = schedule.rounds if optimizer.span == "job" else 1
+        rounds = schedule.training_rounds if optimizer.span == "job" else 1
         self.total_steps = rounds * schedule.schedule_epochs * steps_per_pass
         self.warmup_steps = math.ceil(optimizer.warmup_ratio * self.total_steps)
 

@@ -7,10 +7,11 @@ Keeps rule 2 (it trains on the sampler's token ids), rule 8 (nothing depends on 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,37 +26,20 @@ from learner.likelihood import TOKEN_MEASURES, Text, TokenBatch, collate
 from learner.objectives.base import BatchStatistics
 from learner.objectives.batch import PreferenceBatch
 from learner.objectives.parameters import SppoParameters
-from learner.objectives.registry import build_objective
+from learner.objectives.wrappers import Chase
 from learner.pairing_rules import resolve_rule
 from learner.planner import MicroBatch, plan_micro_batches
-from learner.policy import Policy
-from learner.records import CanaryText, ScoredGroup
+from learner.policy import FIRST, SECOND, Policy
+from learner.preference import fast_vs_slow_win_rate
+from learner.records import CanaryText, Module, ScoredGroup
 from learner.reducer import GradientReducer, MeanReducer
-from learner.reference_store import ReferenceStore
-from learner.references import resolve_reference
+from learner.reference_store import FetchAdapter, ReferenceStore
+from learner.reference_values import AGAINST_THE_REFERENCE, OF_THE_REFERENCE, References, ReferenceValues
+from learner.roles import RoleSwap
 from learner.schedule import LearningRate
 from learner.seeds import derive_seed
-from learner.trainer_state import (
-    OPTIMIZER_FILE,
-    STATE_FILE,
-    build_optimizer,
-    optimizer_from_bytes,
-    optimizer_to_bytes,
-    state_from_files,
-    state_to_bytes,
-)
-
-ReferenceValues = dict[str, list[float]]
-"""The reference's values of an example's answers, by the batch's names for them."""
-
-OF_THE_REFERENCE = frozenset({"mean_entropy"})
-"""Values over the whole vocabulary that are the reference's own; the others compare the policy with it."""
-
-AGAINST_THE_REFERENCE = frozenset({"token_kl", "token_kl_products"})
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on: the numbers are no longer finite."""
+from learner.trained import TrainedAdapter
+from learner.trainer_state import OPTIMIZER_FILE, SLOW_OPTIMIZER_FILE, STATE_FILE, state_from_files, state_to_bytes
 
 
 @dataclass(frozen=True)
@@ -70,22 +54,34 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A version, ready to be published: the adapter's files and the trainer's state, as bytes."""
+    """A version of one adapter, ready to be published: its files as bytes, with the trainer's state beside the fast one's.
+
+    ``slow`` is the slow adapter's, where there is one; it consists of the adapter's files alone.
+    """
 
     files: dict[str, bytes]
     digest: str
     learner_step: int
     rank: int
     canary: tuple[CanaryText, ...]
+    slow: Snapshot | None = None
+
+
+@dataclass
+class _Pass:
+    """What one forward and backward pass over an optimizer batch gave: sums of metrics, and each answer's log-probability."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    logps: list[list[float]] = field(default_factory=list)
 
 
 class Trainer:
-    """Trains one LoRA adapter on optimizer batches of scored groups."""
+    """Trains LoRA adapters on optimizer batches of scored groups: the fast one, and beside it a slow one where the job has it."""
 
     def __init__(
         self,
         config: TrainerConfig,
-        fetch_adapter: Callable[[int], Mapping[str, bytes]],
+        fetch_adapter: FetchAdapter,
         base: PreTrainedModel | None = None,
         reducer: GradientReducer | None = None,
     ) -> None:
@@ -93,7 +89,7 @@ class Trainer:
 
         Args:
             config: what is trained, and how.
-            fetch_adapter: the adapter files of a published version, for references.
+            fetch_adapter: the adapter files of a module's published version, for references.
             base: a model that is already there, instead of loading ``config.policy.model``.
             reducer: how ranks' gradients are combined; one rank's by default.
 
@@ -102,19 +98,44 @@ class Trainer:
         """
         torch.set_num_threads(config.learner.threads)
         self.config = config
-        self.reference = resolve_reference(config.objective, config.schedule)
-        self.objective = build_objective(config.objective)
         self.policy = Policy.load(config.policy, config.adapters, config.learner, config.seed, base)
-        self.optimizer = build_optimizer(config.optimizer, self.policy.parameters)
+        self._versions = ReferenceStore(self.policy, fetch_adapter, starts_bare=config.policy.adapter is None)
+        self.references = References(config, self.policy, self._versions, self._planned)
+        self.fast = TrainedAdapter(config, self.policy, FIRST)
+        self.slow: TrainedAdapter | None = None
+        if config.adapters.slow != "off":
+            self.slow = TrainedAdapter(config, self.policy, SECOND, config.adapters.slow_rate_ratio)
         self.learner_step = 0
+        self._swap = RoleSwap(config.adapters)
+        self._swaps = 0
         self._rate = LearningRate(config.optimizer, config.schedule)
         self._reducer = reducer or MeanReducer()
-        self._versions = ReferenceStore(self.policy, fetch_adapter, starts_bare=config.policy.adapter is None)
         if config.policy.adapter is not None:
-            self._versions.put(0, self.policy.state())
-        self._round, self._round_step, self._round_version = -1, 0, 0
-        self._reference_cache: dict[str, ReferenceValues] = {}
+            for module in self.modules:
+                self._versions.put(module, 0, self.policy.adapter(self._of(module).slot))
+        self._round, self._round_step = -1, 0
         self._candidates = CanaryCandidates()
+        self._take_roles(self.fast, self.slow)
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """The adapters that are trained, by their roles."""
+        return ("fast",) if self.slow is None else ("fast", "slow")
+
+    def _of(self, module: Module) -> TrainedAdapter:
+        trained = self.fast if module == "fast" else self.slow
+        assert trained is not None
+        return trained
+
+    def _take_roles(self, fast: TrainedAdapter, slow: TrainedAdapter | None) -> None:
+        """Say which adapter is the fast one from here on. It is the active one between steps."""
+        self.fast, self.slow = fast, slow
+        self.references.slow_slot = None if slow is None else slow.slot
+        for module in self.modules:
+            objective = self._of(module).objective
+            if isinstance(objective, Chase):
+                objective.role = module
+        self.policy.train(fast.slot)
 
     # Versions
 
@@ -122,8 +143,8 @@ class Trainer:
         """Begin a round, or the next version of it. ``version`` is where it starts, and the reference `round`."""
         if round != self._round:
             self._round, self._round_step = round, 0
-        self._round_version = version
-        self._reference_cache.clear()
+        self.references.round = version
+        self.references.forget()
 
     def add_canary_candidates(self, texts: Sequence[Sequence[int]]) -> None:
         """Texts that the canary may use, as token ids; for version 0, which has no batches behind it."""
@@ -131,62 +152,93 @@ class Trainer:
 
     def snapshot(self, version: int) -> Snapshot:
         """The policy as version ``version``, with all that is needed to go on from it."""
-        files = self.policy.files()
-        canary = self._canary(version)
-        self._versions.put(version, self.policy.state())
+        slow = None if self.slow is None else self._snapshot("slow", version, {}, None)
         state = {
             "version": version,
             "learner_step": self.learner_step,
             "round": self._round,
             "round_step": self._round_step,
-            "round_version": self._round_version,
-            "objective": self.objective.state_dict(),
+            "round_version": self.references.round,
+            "adapters": {module: self._of(module).state_dict() for module in self.modules},
+            "swap": self._swap.state_dict(),
+            "swaps": self._swaps,
             "canary_candidates": self._candidates.texts,
         }
-        digest = adapter_digest(files)
-        files[OPTIMIZER_FILE] = optimizer_to_bytes(self.optimizer, self.policy.parameters)
-        files[STATE_FILE] = state_to_bytes(state)
-        return Snapshot(files, digest, self.learner_step, self.config.adapters.rank, canary)
+        files = {OPTIMIZER_FILE: self.fast.optimizer_bytes(), STATE_FILE: state_to_bytes(state)}
+        if self.slow is not None:
+            files[SLOW_OPTIMIZER_FILE] = self.slow.optimizer_bytes()
+        return self._snapshot("fast", version, files, slow)
 
-    def restore(self, files: Mapping[str, bytes]) -> None:
+    def _snapshot(self, module: Module, version: int, state: Mapping[str, bytes], slow: Snapshot | None) -> Snapshot:
+        slot = self._of(module).slot
+        files = self.policy.files(slot)
+        adapter = self.policy.adapter(slot)
+        canary = self._canary(module, version)
+        self._versions.put(module, version, adapter)
+        return Snapshot({**files, **state}, adapter_digest(files), self.learner_step, adapter.rank, canary, slow)
+
+    def restore(self, files: Mapping[str, bytes], slow_files: Mapping[str, bytes] | None = None) -> None:
         """Go back to a snapshot; what follows is what would have followed then, bit for bit on the same machine.
+
+        Args:
+            files: the fast adapter's version.
+            slow_files: the slow adapter's, where the job has one.
 
         Raises:
             InputError: the files do not belong to this job.
         """
         state = state_from_files(files)
-        self.policy.load_files(files)
-        self.optimizer = build_optimizer(self.config.optimizer, self.policy.parameters)
-        optimizer_from_bytes(files[OPTIMIZER_FILE], self.optimizer, self.policy.parameters)
-        self.objective.load_state_dict(state["objective"])
+        saved = state["adapters"]
+        if set(saved) != set(self.modules) or (slow_files is None) != (self.slow is None):
+            raise InputError(
+                f"{STATE_FILE}: it holds the adapters {', '.join(sorted(saved))}, and this job trains {', '.join(self.modules)}; "
+                "resume with the job's own settings"
+            )
+        if saved["fast"]["slot"] != self.fast.slot:
+            assert self.slow is not None
+            self._take_roles(self.slow, self.fast)
+        for module, of_module, optimizer in (
+            ("fast", files, OPTIMIZER_FILE),
+            ("slow", slow_files, SLOW_OPTIMIZER_FILE),
+        ):
+            if of_module is not None:
+                trained = self.fast if module == "fast" else self._of("slow")
+                self.policy.load_files(of_module, trained.slot)
+                trained.load(saved[module], files[optimizer])
         self.learner_step = state["learner_step"]
         self._round, self._round_step = state["round"], state["round_step"]
-        self._round_version = state["round_version"]
+        self.references.round = state["round_version"]
+        self.references.forget()
+        self._swap.load_state_dict(state["swap"])
+        self._swaps = state["swaps"]
         self._candidates = CanaryCandidates(state["canary_candidates"])
-        self._reference_cache.clear()
-        self._versions.put(state["version"], self.policy.state())
+        for module in self.modules:
+            self._versions.put(module, state["version"], self.policy.adapter(self._of(module).slot))
 
-    def _canary(self, version: int) -> tuple[CanaryText, ...]:
+    def _canary(self, module: Module, version: int) -> tuple[CanaryText, ...]:
         texts = self._candidates.texts
         split = [(text[:1], text[1:]) for text in texts]
-        current = self.answer_logprobs(split)
+        current = self.answer_logprobs(split, module=module)
         base = self.answer_logprobs(split, "base")
-        previous = None if version == 0 or not texts else self.answer_logprobs(split, version - 1)
+        previous = None if version == 0 or not texts else self.answer_logprobs(split, version - 1, module)
         return choose_canary(texts, current, base, previous)
 
     # Log-probabilities
 
-    def answer_logprobs(self, texts: Sequence[Text], under: int | str = "current") -> list[list[float]]:
+    def answer_logprobs(
+        self, texts: Sequence[Text], under: int | str = "current", module: Module = "fast"
+    ) -> list[list[float]]:
         """Per-token log-probabilities of answers, in nats, without gradients or dropout.
 
         Args:
             texts: token ids of prompts and answers.
             under: `current`, `base`, or the number of a published version.
+            module: whose version.
         """
         if under == "current":
-            with self.policy.evaluating():
+            with self.policy.evaluating(self._of(module).slot):
                 return self._logprobs(texts)
-        with self.policy.reference(None if under == "base" else self._versions.get(int(under))):
+        with self.policy.reference(None if under == "base" else self._versions.get(module, int(under))):
             return self._logprobs(texts)
 
     def _logprobs(self, texts: Sequence[Text]) -> list[list[float]]:
@@ -203,65 +255,11 @@ class Trainer:
         for micro_batch in plan_micro_batches(lengths, self.config.learner.micro_batch_tokens):
             yield micro_batch.examples, collate([texts[i] for i in micro_batch.examples], self.policy.device)
 
-    def _reference_versions(self, example: Example) -> list[int]:
-        """The version that each answer of an example is compared with."""
-        if self.reference == "start":
-            return [0] * len(example.texts)
-        versions = [answer.version for answer in example.answers]
-        known = [version for version in versions if version is not None]
-        if self.reference == "behaviour":
-            if len(known) < len(versions):
-                raise InputError(
-                    f"group {example.group_id}: answers from outside carry no version, so objective.reference: behaviour "
-                    "has nothing to compare them with; use dpo with reference start or round"
-                )
-            return known
-        foreign = any(version != self._round_version for version in known)  # answers from outside have none
-        if self.config.objective.kind == "sppo" and foreign:
-            raise InputError(
-                f"group {example.group_id}: its answers come from versions {versions}, not from the round's version "
-                f"{self._round_version}; with objective.reference: round SPPO learns from the round's own answers only"
-            )
-        return [self._round_version] * len(versions)
-
-    def _reference_values(self, examples: Sequence[Example]) -> list[ReferenceValues]:
-        """The reference's values of each example's answers; remembered within a round, for further passes."""
-        fields = OF_THE_REFERENCE & self.objective.requires
-        new = [example for example in examples if example.group_id not in self._reference_cache]
-        wanted: dict[int, list[tuple[Example, int]]] = {}
-        for example in new:
-            for place, version in enumerate(self._reference_versions(example)):
-                wanted.setdefault(version, []).append((example, place))
-        found = {
-            example.group_id: {name: [math.nan] * len(example.texts) for name in ("reference_logps", *sorted(fields))}
-            for example in new
-        }
-        for version in sorted(wanted):
-            texts = [example.texts[place] for example, place in wanted[version]]
-            with self.policy.reference(self._versions.get(version)):
-                for members, batch in self._planned(texts):
-                    values = self.policy.likelihood.measure(batch, fields)
-                    values["reference_logps"] = values.pop("policy_logps")
-                    for name, column in values.items():
-                        for member, value in zip(members, column.tolist(), strict=True):
-                            example, place = wanted[version][member]
-                            found[example.group_id][name][place] = value
-        result = [found.get(e.group_id) or self._reference_cache[e.group_id] for e in examples]
-        if self.config.schedule.stop_after_epochs > 1:
-            self._reference_cache.update(found)
-        return result
-
-    def _reference_hidden(self, examples: Sequence[Example], batch: TokenBatch) -> Tensor:
-        """``[M, H]``: the reference's hidden states of the answers' tokens, each text's under its own version."""
-        versions = torch.tensor([v for example in examples for v in self._reference_versions(example)])
-        of_token = versions.to(batch.rows.device)[batch.rows]
-        hidden: Tensor | None = None
-        for version in sorted(set(versions.tolist())):
-            with self.policy.reference(self._versions.get(version)):
-                states = self.policy.likelihood.hidden(batch)
-            hidden = states if hidden is None else torch.where((of_token == version)[:, None], states, hidden)
-        assert hidden is not None
-        return hidden
+    def _answer_logps(self, examples: Sequence[Example], module: Module) -> list[list[float]]:
+        """Log-probability of each answer of each example under a trained adapter as it stands."""
+        texts = [text for example in examples for text in example.texts]
+        values = iter([math.fsum(logps) for logps in self.answer_logprobs(texts, module=module)])
+        return [[next(values) for _ in example.texts] for example in examples]
 
     # Steps
 
@@ -274,7 +272,7 @@ class Trainer:
         everything = SppoParameters(answers="all", reference=self.config.objective.reference)
         whole = make_examples(groups, self.config.model_copy(update={"pairing": pairing, "objective": everything}))
         ratios = []
-        for group, example, values in zip(groups, whole, self._uncached(whole), strict=True):
+        for group, example, values in zip(groups, whole, self.references.uncached(whole), strict=True):
             of_answer = [0.0] * len(group.answers)
             for index, answer, reference in zip(
                 example.selection.indices, example.answers, values["reference_logps"], strict=True
@@ -287,13 +285,6 @@ class Trainer:
                 of_answer[index] = math.fsum(answer.logprobs) - reference
             ratios.append(of_answer)
         return make_examples(groups, self.config, ratios)
-
-    def _uncached(self, examples: Sequence[Example]) -> list[ReferenceValues]:
-        cache, self._reference_cache = self._reference_cache, {}
-        try:
-            return self._reference_values(examples)
-        finally:
-            self._reference_cache = cache
 
     def step(self, groups: Sequence[ScoredGroup], newest_version: int) -> StepReport:
         """Make one optimizer step on a whole optimizer batch.
@@ -309,44 +300,76 @@ class Trainer:
         examples = self._examples(groups)
         if not examples:
             return StepReport({"pairs": 0.0}, 0, 0, self.learner_step)
-        reads_reference = bool(self.objective.requires & (OF_THE_REFERENCE | {"reference_logps"}))
-        references = self._reference_values(examples) if reads_reference else None
+        requires = self.fast.objective.requires
+        values: list[ReferenceValues] | None = None
+        if requires & (OF_THE_REFERENCE | {"reference_logps"}):
+            values = self.references.values(examples, OF_THE_REFERENCE & requires)
         plan = plan_micro_batches([example.lengths for example in examples], self.config.learner.micro_batch_tokens)
-        stats = self._prepare(examples, references, plan)
-        count = max(1, stats.count)
+        chased = self.slow if self.config.adapters.slow == "chase" else None
 
-        if self.config.adapters.dropout > 0:
-            torch.manual_seed(derive_seed(self.config.seed, "dropout", self.learner_step))
-        self.optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, float] = {}
-        policy_logps: list[list[float]] = [[] for _ in examples]
-        for micro_batch in plan:
-            batch, logps = self._batch(examples, references, micro_batch, nullcontext())
-            out = self.objective(batch, stats)
-            (out.loss / count).backward()  # type: ignore[no-untyped-call]
-            for name, value in {"loss": out.loss.detach(), **out.metrics}.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-            values = iter(logps.detach().tolist())
-            for i in micro_batch.examples:
-                policy_logps[i] = [next(values) for _ in examples[i].texts]
+        # Both see the other as it stands before the step. One pass follows the other, since a switch between a forward and
+        # its backward would lose the gradient.
+        others = self._answer_logps(examples, "slow") if chased and "other_logps" in requires else None
+        learned = self._learn(self.fast, examples, _with_others(values, others), plan)
+        behind = None
+        if chased is not None:
+            others = learned.logps if "other_logps" in requires else None
+            behind = self._learn(chased, examples, _with_others(values, others), plan)
 
         rate = self._rate.at(self.learner_step, self._round_step)
-        norm = self._update(rate)
+        norm = self.fast.step(rate, self._reducer, self.learner_step)
+        metrics = {**learned.sums, "gradient_norm": norm, "learning_rate": rate, "pairs": float(len(examples))}
+        if behind is not None and chased is not None:
+            metrics |= {f"slow_{name}": value for name, value in behind.sums.items()}
+            metrics["slow_gradient_norm"] = chased.step(rate, self._reducer, self.learner_step)
+        if self.config.adapters.slow == "average":
+            self._average()
+        self.policy.train(self.fast.slot)
+        self.learner_step += 1
+        self._round_step += 1
+
         self._candidates.add([*prompt, *answer] for example in examples for prompt, answer in example.texts)
-        metrics = {name: value / count for name, value in sums.items()}
-        metrics |= {"gradient_norm": norm, "learning_rate": rate, "pairs": float(len(examples))}
         metrics["records"] = float(sum(len(example.selection.records) for example in examples))
         metrics["clipped_gradient"] = float(norm > self.config.optimizer.max_grad_norm)
-        metrics |= _logp_metrics(examples, policy_logps) | _staleness_metrics(
-            examples, newest_version, self.config.opponent_version
+        metrics |= _logp_metrics(examples, learned.logps) | _staleness_metrics(
+            examples, newest_version, self.config.opponent
         )
+        metrics |= self._compare(groups, learned, behind)
         tokens = sum(sum(example.lengths) for example in examples)
         return StepReport(metrics, len(examples), tokens, self.learner_step)
 
+    def _learn(
+        self,
+        trained: TrainedAdapter,
+        examples: Sequence[Example],
+        values: list[ReferenceValues] | None,
+        plan: Sequence[MicroBatch],
+    ) -> _Pass:
+        """One forward and backward pass over the batch with one adapter; its gradient is left on its weights."""
+        self.policy.train(trained.slot)
+        stats = self._prepare(trained, examples, values, plan)
+        count = max(1, stats.count)
+        if self.config.adapters.dropout > 0:
+            torch.manual_seed(derive_seed(self.config.seed, "dropout", self.learner_step))
+        trained.zero_grad()
+        result = _Pass(logps=[[] for _ in examples])
+        for micro_batch in plan:
+            batch, logps = self._batch(trained, examples, values, micro_batch, nullcontext())
+            out = trained.objective(batch, stats)
+            (out.loss / count).backward()  # type: ignore[no-untyped-call]
+            for name, value in {"loss": out.loss.detach(), **out.metrics}.items():
+                result.sums[name] = result.sums.get(name, 0.0) + float(value)
+            of_answers = iter(logps.detach().tolist())
+            for i in micro_batch.examples:
+                result.logps[i] = [next(of_answers) for _ in examples[i].texts]
+        result.sums = {name: value / count for name, value in result.sums.items()}
+        return result
+
     def _batch(
         self,
+        trained: TrainedAdapter,
         examples: Sequence[Example],
-        references: list[ReferenceValues] | None,
+        values: list[ReferenceValues] | None,
         micro_batch: MicroBatch,
         context: AbstractContextManager[None],
     ) -> tuple[PreferenceBatch, Tensor]:
@@ -357,45 +380,71 @@ class Trainer:
         """
         part = [examples[i] for i in micro_batch.examples]
         tokens = collate(list(chain.from_iterable(example.texts for example in part)), self.policy.device)
-        fields = (self.objective.requires & TOKEN_MEASURES.keys()) - OF_THE_REFERENCE
-        hidden = self._reference_hidden(part, tokens) if fields & AGAINST_THE_REFERENCE else None
+        fields = (trained.objective.requires & TOKEN_MEASURES.keys()) - OF_THE_REFERENCE
+        hidden = self.references.hidden(part, tokens) if fields & AGAINST_THE_REFERENCE else None
         with context:
             policy = self.policy.likelihood.measure(tokens, frozenset(fields), hidden)
-        rows = None if references is None else [references[i] for i in micro_batch.examples]
-        return preference_batch(part, policy, rows, self.config.opponent_version), policy["policy_logps"]
+        rows = None if values is None else [values[i] for i in micro_batch.examples]
+        return preference_batch(part, policy, rows, self.config.opponent), policy["policy_logps"]
 
     def _prepare(
-        self, examples: Sequence[Example], references: list[ReferenceValues] | None, plan: Sequence[MicroBatch]
+        self,
+        trained: TrainedAdapter,
+        examples: Sequence[Example],
+        values: list[ReferenceValues] | None,
+        plan: Sequence[MicroBatch],
     ) -> BatchStatistics:
         """Phase one of the objective. Only objectives that look at the margins cost a pass over the batch."""
         records = examples[-1].first + len(examples[-1].selection.records)
-        if not self.objective.needs_margins:
-            return self.objective.prepare(torch.zeros(records))
+        objective = trained.objective
+        if not objective.needs_margins:
+            return objective.prepare(torch.zeros(records))
         parts: list[tuple[Tensor, Tensor]] = []
         for micro_batch in plan:
-            batch, _ = self._batch(examples, references, micro_batch, self.policy.evaluating())
+            batch, _ = self._batch(trained, examples, values, micro_batch, self.policy.evaluating())
             assert batch.positions is not None
-            parts.append((batch.positions, self.objective.margins(batch).cpu()))
+            parts.append((batch.positions, objective.margins(batch).cpu()))
         positions, margins = (torch.cat(column) for column in zip(*parts, strict=True))
-        return self.objective.prepare(margins[torch.argsort(positions)])
+        return objective.prepare(margins[torch.argsort(positions)])
 
-    def _update(self, rate: float) -> float:
-        """Reduce, clip and step; returns the gradient's norm before clipping."""
-        weights = list(self.policy.parameters.values())
-        self._reducer.reduce(weights)
-        norm = float(torch.nn.utils.clip_grad_norm_(weights, self.config.optimizer.max_grad_norm))
-        if not math.isfinite(norm):
-            raise TrainingError(
-                f"the gradient is not finite at learner step {self.learner_step}; lower optimizer.learning_rate, "
-                "or use policy.dtype: float32 or bfloat16"
-            )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.learner_step += 1
-        self._round_step += 1
-        return norm
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the slow adapter towards the fast one."""
+        assert self.slow is not None
+        decay, fast = self.config.adapters.slow_decay, self.policy.weights[self.fast.slot]
+        for name, weight in self.policy.weights[self.slow.slot].items():
+            weight.lerp_(fast[name], 1 - decay)
+
+    def _compare(self, groups: Sequence[ScoredGroup], fast: _Pass, slow: _Pass | None) -> dict[str, float]:
+        """How the two adapters stand to each other; lets them change roles where the slow one has done better."""
+        if self.slow is None:
+            return {}
+        metrics: dict[str, float] = {}
+        win_rate = fast_vs_slow_win_rate(groups, self.config.temperature)
+        if win_rate is not None:
+            metrics["fast_vs_slow_win_rate"] = win_rate
+        if slow is None:
+            return metrics
+        if self._swap.observe((_own_loss(fast), _own_loss(slow)), win_rate):
+            self._swaps += 1
+            if self.config.adapters.swap == "weights":
+                self.fast.rate_ratio, self.slow.rate_ratio = self.slow.rate_ratio, self.fast.rate_ratio
+            self._take_roles(self.slow, self.fast)
+        return metrics | {"role_swaps": float(self._swaps), "first_is_fast": float(self.fast.slot == FIRST)}
+
+
+def _own_loss(learned: _Pass) -> float:
+    """The objective's loss without the chasing term."""
+    return learned.sums.get("inner_loss", learned.sums["loss"])
+
+
+def _with_others(
+    values: list[ReferenceValues] | None, others: Sequence[list[float]] | None
+) -> list[ReferenceValues] | None:
+    """The reference's values, and beside them the other adapter's log-probabilities."""
+    if others is None:
+        return values
+    return [{**({} if values is None else values[i]), "other_logps": logps} for i, logps in enumerate(others)]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -422,9 +471,9 @@ def _logp_metrics(examples: Sequence[Example], policy_logps: Sequence[Sequence[f
 
 
 def _staleness_metrics(
-    examples: Sequence[Example], newest_version: int, opponent_version: int | None
+    examples: Sequence[Example], newest_version: int, opponent: Literal["slow"] | int | None
 ) -> dict[str, float]:
     """How many versions old the policy's own answers are; an opponent is older by design."""
-    versions = [a.version for example in examples for a in example.answers if a.version not in (None, opponent_version)]
+    versions = [a.version for example in examples for a in example.answers if a.version not in (None, opponent)]
     ages = [newest_version - version for version in versions if version is not None]
     return {"staleness_mean": _mean([float(age) for age in ages]), "staleness_max": float(max(ages))} if ages else {}

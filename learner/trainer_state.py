@@ -15,6 +15,7 @@ from learner.errors import InputError
 
 STATE_FILE = "trainer_state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
+SLOW_OPTIMIZER_FILE = "optimizer_slow.safetensors"
 
 
 def build_optimizer(config: OptimizerConfig, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:

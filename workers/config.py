@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from learner.config import Config
+from learner.records import Module, Share
 
 
 class SamplingConfig(Config):
@@ -26,11 +27,18 @@ class SamplingConfig(Config):
             "answer that ended."
         ),
     )
+    policy: Literal["fast", "slow", "both"] = Field(
+        default="fast",
+        description=(
+            "Which adapter of the newest version writes, where adapters.slow is on. `both`: half of each prompt's K answers come from each, an "
+            "odd one from the two by turns."
+        ),
+    )
     opponent: Literal["self", "start", "slow", "version"] = Field(
         default="self",
         description=(
-            "Who else answers each prompt. `self`: nobody, the policy writes all K answers. `start` (version 0) or `version` "
-            "(opponent_version): the policy writes the first ceil(K / 2) and the opponent the last floor(K / 2). `slow` is not there yet."
+            "Who else answers each prompt. `self`: nobody, the policy writes all K answers. `start` (version 0), `version` (opponent_version) "
+            "or `slow` (the slow adapter): the policy writes the first ceil(K / 2) and the opponent the last floor(K / 2)."
         ),
     )
     opponent_version: int | None = Field(
@@ -48,6 +56,11 @@ class SamplingConfig(Config):
                 f"opponent_version: {self.opponent_version} does not go with opponent: {self.opponent}; set opponent: version, or leave "
                 "it out"
             )
+        if self.opponent != "self" and self.policy != "fast":
+            raise ValueError(
+                f"opponent: {self.opponent} does not go with policy: {self.policy}; an opponent plays the fast adapter: set policy: fast, or "
+                "opponent: self"
+            )
         return self
 
     @property
@@ -55,15 +68,30 @@ class SamplingConfig(Config):
         """The version that is every newer version's opponent; None where the policy plays itself."""
         return 0 if self.opponent == "start" else self.opponent_version
 
+    @property
+    def needs_slow(self) -> bool:
+        """Whether the slow adapter writes answers."""
+        return self.policy != "fast" or self.opponent == "slow"
+
     def opponent_of(self, version: int) -> int | None:
         """The version that answers beside ``version``: an older one, or None where it writes all answers itself."""
         fixed = self.fixed_opponent
         return fixed if fixed is not None and fixed < version else None
 
-    def shares(self, opponent: bool) -> tuple[int, int]:
-        """Of a prompt's K answers, how many the policy writes and how many the opponent: ceil(K / 2) and floor(K / 2), or K and 0."""
-        theirs = self.answers // 2 if opponent else 0
-        return self.answers - theirs, theirs
+    def shares(self, version: int, index: int) -> tuple[Share, ...]:
+        """Who writes the K answers to the ``index``-th prompt of a round under ``version``, in order."""
+        half = self.answers // 2
+        older = self.opponent_of(version)
+        if older is not None:
+            parts: list[tuple[Module, int, int]] = [("fast", version, self.answers - half), ("fast", older, half)]
+        elif self.opponent == "slow":
+            parts = [("fast", version, self.answers - half), ("slow", version, half)]
+        elif self.policy == "both":
+            odd = self.answers % 2 * (index % 2 == 0)
+            parts = [("fast", version, half + odd), ("slow", version, self.answers - half - odd)]
+        else:
+            parts = [(self.policy, version, self.answers)]
+        return tuple(Share(module=module, version=number, answers=answers) for module, number, answers in parts)
 
 
 class SamplerConfig(Config):

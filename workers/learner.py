@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 from learner.config import TrainerConfig
 from learner.digests import sha256
-from learner.records import FileEntry, Module, Record, ScoredGroup, VersionManifest
+from learner.records import FileEntry, Module, PolicyVersion, Record, ScoredGroup, VersionManifest
 from learner.rendered import RenderedPrompt, refuse_difference_from_transformers
 from workers import logs, process_tree
 from workers.cluster import LeasedWorker, Link
 
 if TYPE_CHECKING:
-    from learner.trainer import Trainer
+    from learner.trainer import Snapshot, Trainer
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,6 @@ class LearnerSetup:
     canary_prompts: tuple[tuple[int, ...], ...]
     max_staleness: int
     rendered: tuple[RenderedPrompt, ...] = ()
-    module: Module = "fast"
 
 
 class LearnerStanding(Record):
@@ -75,7 +74,7 @@ class LearnerWorker(LeasedWorker):
         self.store = Link(setup.versions)
         self.trainer: Trainer | None = None
         self.version = -1
-        self.published: VersionManifest | None = None
+        self.published: PolicyVersion | None = None
         self.learned: set[str] = set()
 
     async def start(self) -> LearnerStanding:
@@ -92,21 +91,22 @@ class LearnerWorker(LeasedWorker):
         """Go back to the newest committed version; what was leased since is released, and what was not committed is discarded (rule 11)."""
         trainer = self._ready()
         committed: int | None = await self.queue.call("committed_version")
-        await self.store.call("discard_after", self.setup.module, -1 if committed is None else committed)
+        for module in trainer.modules:
+            await self.store.call("discard_after", module, -1 if committed is None else committed)
         await self.queue.call("release")
         self.learned.clear()
         if committed is None:
             trainer.add_canary_candidates(self.setup.canary_prompts)
             await self.publish(0)
         else:
-            self.published = await self.store.call("manifest", self.setup.module, committed)
-            files = await self.store.call("files", self.setup.module, committed)
-            await asyncio.to_thread(trainer.restore, files)
-            self.version = committed
+            manifests = [await self.store.call("manifest", module, committed) for module in trainer.modules]
+            files = [await self.store.call("files", module, committed) for module in trainer.modules]
+            await asyncio.to_thread(trainer.restore, *files)
+            self.version, self.published = committed, PolicyVersion(manifests=tuple(manifests))
         return self._standing()
 
-    async def newest(self) -> VersionManifest:
-        """The manifest of the version that it stands at."""
+    async def newest(self) -> PolicyVersion:
+        """The version that it stands at."""
         if self.published is None:
             raise RuntimeError(f"{self.setup.name} was asked for its version before it had started")
         return self.published
@@ -145,30 +145,26 @@ class LearnerWorker(LeasedWorker):
             },
         )
 
-    async def publish(self, version: int) -> VersionManifest:
+    async def publish(self, version: int) -> PolicyVersion:
         """Write the policy as it stands as ``version``, then commit. Calling it again for the version that it stands at changes nothing."""
         if version == self.version and self.published is not None:
             return self.published
         if version != self.version + 1:
             raise RuntimeError(f"{self.setup.name} stands at version {self.version}, and cannot publish {version}")
-        snapshot = await asyncio.to_thread(self._ready().snapshot, version)
-        manifest = VersionManifest(
-            job_id=self.setup.job_id,
-            module=self.setup.module,
-            version=version,
-            learner_step=snapshot.learner_step,
-            digest=snapshot.digest,
-            files={name: _entry(data) for name, data in sorted(snapshot.files.items())},
-            base_model=self.setup.trainer.policy.model,
-            rank=snapshot.rank,
-            canary=snapshot.canary,
-            created_at=datetime.now(UTC),
+        fast = await asyncio.to_thread(self._ready().snapshot, version)
+        parts: list[tuple[Module, Snapshot]] = [("fast", fast)]
+        if fast.slow is not None:
+            parts.append(("slow", fast.slow))
+        created = datetime.now(UTC)
+        published = PolicyVersion(
+            manifests=tuple(self._manifest(module, version, part, created) for module, part in parts)
         )
-        await self.store.call("publish", manifest, snapshot.files)
-        await self.queue.call("commit", version, snapshot.learner_step, len(self.learned))
+        for manifest, (_, part) in zip(published.manifests, parts, strict=True):
+            await self.store.call("publish", manifest, part.files)
+        await self.queue.call("commit", version, fast.learner_step, len(self.learned))
         self.learned.clear()
-        self.version, self.published = version, manifest
-        return manifest
+        self.version, self.published = version, published
+        return published
 
     async def stop(self) -> None:
         """Nothing to close: everything worth keeping was published."""
@@ -181,8 +177,22 @@ class LearnerWorker(LeasedWorker):
             refuse_difference_from_transformers(policy.model, self.setup.rendered, revision=policy.revision)
         return Trainer(self.setup.trainer, self._fetch_adapter)
 
-    def _fetch_adapter(self, version: int) -> Mapping[str, bytes]:
-        files: Mapping[str, bytes] = self.store.call_blocking("adapter_files", self.setup.module, version)
+    def _manifest(self, module: Module, version: int, part: Snapshot, created: datetime) -> VersionManifest:
+        return VersionManifest(
+            job_id=self.setup.job_id,
+            module=module,
+            version=version,
+            learner_step=part.learner_step,
+            digest=part.digest,
+            files={name: _entry(data) for name, data in sorted(part.files.items())},
+            base_model=self.setup.trainer.policy.model,
+            rank=part.rank,
+            canary=part.canary,
+            created_at=created,
+        )
+
+    def _fetch_adapter(self, module: Module, version: int) -> Mapping[str, bytes]:
+        files: Mapping[str, bytes] = self.store.call_blocking("adapter_files", module, version)
         return files
 
     def _ready(self) -> Trainer:

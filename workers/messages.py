@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from learner.records import Answer, Prompt, Record, Stage
+from learner.records import Answer, Module, Prompt, Record, Stage
 
 
 class LoadProof(Record):
@@ -15,6 +15,7 @@ class LoadProof(Record):
     """
 
     sampler: str
+    module: Module
     version: int
     digest: str
     measured: tuple[tuple[float, ...], ...]

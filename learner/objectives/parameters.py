@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Reference = Literal["auto", "start", "round", "behaviour"]
+Reference = Literal["auto", "start", "round", "behaviour", "slow"]
 Answers = Literal["pair", "top-vs-rest", "all"]
 
 
@@ -29,7 +29,7 @@ class ObjectiveParameters(BaseModel):
         default="auto",
         description=(
             "Policy that the log-ratios are taken against: `start` (version 0), `round` (the policy at the round's start), "
-            "`behaviour` (the version that wrote the answer). `auto` picks `round` for SPPO with `max_staleness: 0`, "
+            "`behaviour` (the version that wrote the answer), `slow` (the slow adapter as it stands). `auto` picks `round` for SPPO with `max_staleness: 0`, "
             "`behaviour` for SPPO otherwise, and `start` for the DPO family."
         ),
     )

@@ -165,7 +165,7 @@ class Crew:
                 learner=resources,
                 truncated=spec.sampling.truncated,
                 temperature=spec.scorer.temperature,
-                opponent_version=spec.sampling.fixed_opponent,
+                opponent=spec.opponent,
                 seed=spec.seed,
             ),
             queue=self.queue.name,
@@ -180,14 +180,14 @@ class Crew:
 
     def _samplers(self, lease: float, worker_extension: str | None) -> tuple[Member, ...]:
         spec, resources = self.spec, self.spec.resources.sampler
-        slots = resources.lora_slots or spec.live_versions
+        slots = resources.lora_slots or spec.live_adapters
         extension = {} if worker_extension is None else {"worker_extension": worker_extension}
         engine = EngineConfig(
             model=spec.policy.model,
             revision=spec.policy.revision,
             dtype=spec.policy.dtype,
             max_model_len=spec.policy.max_context_tokens,
-            lora_rank=spec.adapters.rank,
+            lora_rank=spec.most_rank,
             lora_slots=slots,
             cpu_lora_slots=resources.cpu_lora_slots or 2 * slots,
             max_running_requests=resources.max_running_requests,

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from learner.records import VersionManifest
+from learner.records import PolicyVersion
 from services.jobs.crew import Crew
 from services.jobs.errors import JobCancelled, JobFailure
 from services.jobs.evaluations import Evaluator
@@ -114,26 +114,28 @@ class SelfPlayLoop:
         if self.spec.output.keep_versions == "best-and-newest":
             best = self.journal.store.get(self.journal.job_id).best_version
             keep = {0, self.version} | ({best} if best is not None else set())
-            await self.crew.versions.link.call("retain", "fast", sorted(keep))
+            for module in self.spec.modules:
+                await self.crew.versions.link.call("retain", module, sorted(keep))
 
     async def _take_up(self) -> None:
         """Go on from the newest version: where a job starts, that is version 0."""
         learner = await self.supervisor.ready(self.crew.learner.name)
-        manifest: VersionManifest = await learner.call("newest")
-        self.journal.version(manifest)
-        self.journal.store.rewind(self.journal.job_id, learner_step=manifest.learner_step)
+        newest: PolicyVersion = await learner.call("newest")
+        self.journal.store.rewind(self.journal.job_id, learner_step=newest.learner_step)
         self.evaluator.recall()
-        self._new_version(manifest)
+        self._new_version(newest)
 
-    def _new_version(self, manifest: VersionManifest) -> None:
-        self.version, self.learner_step = manifest.version, manifest.learner_step
-        self.supervisor.manifest = manifest
+    def _new_version(self, newest: PolicyVersion) -> None:
+        for manifest in newest.manifests:
+            self.journal.version(manifest)
+        self.version, self.learner_step = newest.version, newest.learner_step
+        self.supervisor.newest = newest
         self.supervisor.sync()
 
     async def _learn_version(self) -> bool:
         """Learn from one version's groups and publish the next. Returns False when the prompts have run out."""
         began = publishing = self.clock()
-        manifest: VersionManifest
+        newest: PolicyVersion
         while True:
             try:
                 learner = await self.supervisor.ready(self.crew.learner.name)
@@ -147,7 +149,7 @@ class SelfPlayLoop:
                     )
                     return False
                 publishing = self.clock()
-                manifest = await learner.call(
+                newest = await learner.call(
                     "publish",
                     self.version + 1,
                     timeout_seconds=self.spec.resources.learner.step_timeout_seconds,
@@ -156,16 +158,15 @@ class SelfPlayLoop:
                 break
             except (WorkerDied, WorkerUnavailable) as error:
                 self.journal.event("learner_interrupted", f"version {self.version + 1} begins again: {error}")
-                manifest = await self._go_back()
-                if manifest.version > self.version:  # the commit went through, only its answer was lost
+                newest = await self._go_back()
+                if newest.version > self.version:  # the commit went through, only its answer was lost
                     break
-        self.journal.version(manifest)
         self.round_metrics |= {"publish_seconds": self.clock() - publishing, "round_seconds": self.clock() - began}
-        self.round_metrics |= await self.intake.signal_health()
-        self._new_version(manifest)
+        self.round_metrics |= await self.intake.signal_health(newest.version)
+        self._new_version(newest)
         return True
 
-    async def _go_back(self) -> VersionManifest:
+    async def _go_back(self) -> PolicyVersion:
         """Have the learner go back to the newest committed version, once it and the data are up again (rule 11)."""
         while True:
             try:
@@ -173,8 +174,8 @@ class SelfPlayLoop:
                     await self.supervisor.ready(data.name)
                 learner = await self.supervisor.ready(self.crew.learner.name)
                 await learner.call("go_back")
-                manifest: VersionManifest = await learner.call("newest")
-                return manifest
+                newest: PolicyVersion = await learner.call("newest")
+                return newest
             except (WorkerDied, WorkerUnavailable) as error:
                 self.journal.log.info("the learner cannot go back yet: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
@@ -300,7 +301,7 @@ class SelfPlayLoop:
         while True:
             self._obey(self.journal.request())
             statuses = await self.supervisor.look()
-            if self.supervisor.up[self.crew.queue.name].is_set() and self.supervisor.manifest is not None:
+            if self.supervisor.up[self.crew.queue.name].is_set() and self.supervisor.newest is not None:
                 try:
                     await self._observe(statuses)
                 except (WorkerError, CallTimeout) as error:
@@ -338,7 +339,7 @@ class SelfPlayLoop:
     def _obey(self, request: RequestedAction | None) -> None:
         if request is RequestedAction.CANCEL:
             raise JobCancelled
-        if request is RequestedAction.PAUSE and self.unpaused.is_set() and self.supervisor.manifest is not None:
+        if request is RequestedAction.PAUSE and self.unpaused.is_set() and self.supervisor.newest is not None:
             self.unpaused.clear()
             self.journal.state(JobState.PAUSED)
         if request is RequestedAction.CONTINUE and not self.unpaused.is_set():

@@ -80,12 +80,12 @@ def _sampler(spec: JobSpec, model: ModelFiles | None) -> list[MemoryItem]:
     config = spec.resources.sampler
     place: Place = "GPU" if config.gpus > 0 else "main memory"
     width = element_bytes(spec, config.gpus)
-    slots = config.lora_slots or spec.live_versions
+    slots = config.lora_slots or spec.live_adapters
     cpu_slots = config.cpu_lora_slots or 2 * slots
     weights = cache = adapters = None
     if model is not None:
         weights = None if model.parameters is None else model.parameters * width
-        rank = next((rank for rank in LORA_RANKS if rank >= spec.adapters.rank), LORA_RANKS[-1])
+        rank = next((rank for rank in LORA_RANKS if rank >= spec.most_rank), LORA_RANKS[-1])
         one = adapter_parameters(spec, model, rank)
         adapters = None if one is None else one * width
         if (

@@ -21,6 +21,7 @@ from learner.config import (
 )
 from learner.objectives.kinds import AnyObjective
 from learner.objectives.parameters import SppoParameters
+from learner.records import Module
 from workers.config import FleetConfig, QueueConfig, SamplerConfig, SamplingConfig, ScorerConfig, ScorerResources
 
 
@@ -65,6 +66,21 @@ class PromptsConfig(Config):
         ),
     )
     shuffle: bool = Field(default=True, description="Shuffle by the job's seed before rounds take their slices.")
+
+
+class FeedbackConfig(Config):
+    """Preferences of people that arrive while the job runs, over REST or with `sparring feedback`."""
+
+    share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description=(
+            "At most this share of a version's groups is taken from preferences that people sent, as long as some are waiting; the rest "
+            "is self-play. 0: none are taken in. They arrive when they arrive, so such a job is deterministic only given what had "
+            "arrived when each of its groups was admitted."
+        ),
+    )
 
 
 class EvaluationConfig(Config):
@@ -122,6 +138,7 @@ class JobSpec(Config):
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="How its weights move.")
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="How answers are drawn.")
     schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="How the job proceeds.")
+    feedback: FeedbackConfig = Field(default=FeedbackConfig(), description="What people may add to it.")
     evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="How versions are judged.")
     resources: ResourcesConfig = Field(default=ResourcesConfig(), description="What the workers may use.")
     output: OutputConfig = Field(default=OutputConfig(), description="What is kept.")
@@ -133,9 +150,30 @@ class JobSpec(Config):
         return self.schedule.mode == "offline"
 
     @property
-    def live_versions(self) -> int:
-        """Adapters that a sampler may serve at a time (rule 6): as many versions as staleness keeps in use, and the opponent."""
-        return self.schedule.max_staleness + 2 + (self.sampling.fixed_opponent is not None)
+    def feedback_groups(self) -> int:
+        """Groups of one version that may come from people's preferences."""
+        return int(self.feedback.share * self.schedule.prompts_per_round + 1e-9)  # 0.29 * 100 is 28.999…
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """The adapters that a version consists of."""
+        return ("fast",) if self.adapters.slow == "off" else ("fast", "slow")
+
+    @property
+    def live_adapters(self) -> int:
+        """Adapters that a sampler may serve at a time (rule 6): of as many versions as staleness keeps in use, and the opponent."""
+        return (self.schedule.max_staleness + 2) * len(self.modules) + (self.sampling.fixed_opponent is not None)
+
+    @property
+    def most_rank(self) -> int:
+        """The highest rank that an adapter of the job can have: a combination stacks the ranks of all domains."""
+        schedule = self.schedule
+        return self.adapters.rank * (1 if schedule.combine == "none" else len(schedule.domains or ("all",)))
+
+    @property
+    def opponent(self) -> Literal["slow"] | int | None:
+        """Who writes some of the answers beside the policy: the slow adapter, or a version."""
+        return "slow" if self.sampling.opponent == "slow" else self.sampling.fixed_opponent
 
     @property
     def samples(self) -> bool:

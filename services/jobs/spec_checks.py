@@ -76,6 +76,11 @@ def warnings(spec: JobSpec) -> Iterator[str]:
                 f"sampling.{', '.join(unlike)}: SPPO's win probabilities are measured against answers of the policy itself, "
                 "which are drawn at temperature: 1, top_p: 1, top_k: 0"
             )
+    if isinstance(spec.objective, SppoParameters) and spec.feedback.share > 0:
+        yield (
+            f"feedback.share: {spec.feedback.share:g} lets sppo learn from answers that the round's policy may not have written, against "
+            "objective.reference: round; their win probabilities are people's"
+        )
     if spec.scorer.shuffle:
         yield "scorer.shuffle: true permutes the scores at random, as a control experiment; nothing will be learned"
     if spec.output.keep_versions == "best-and-newest" and spec.evaluation.prompts is None:
@@ -160,17 +165,18 @@ def _opponent(spec: JobSpec) -> Iterator[str]:
 
 
 def _slots(spec: JobSpec) -> Iterator[str]:
-    sampler, live = spec.resources.sampler, spec.live_versions
+    sampler, live = spec.resources.sampler, spec.live_adapters
     if sampler.lora_slots is not None and sampler.lora_slots < live:
-        beside = "" if spec.sampling.fixed_opponent is None else f" and sampling.opponent: {spec.sampling.opponent}"
+        beside = "" if spec.adapters.slow == "off" else f", adapters.slow: {spec.adapters.slow}"
+        beside += "" if spec.sampling.fixed_opponent is None else f" and sampling.opponent: {spec.sampling.opponent}"
         yield (
             f"resources.sampler.lora_slots: {sampler.lora_slots} is too small for schedule.max_staleness: {spec.schedule.max_staleness}"
-            f"{beside}, which keeps {live} versions in use; raise it to {live} or leave it out"
+            f"{beside}, which keeps {live} adapters in use; raise it to {live} or leave it out"
         )
     needed = max(sampler.lora_slots or live, live)
     if sampler.cpu_lora_slots is not None and sampler.cpu_lora_slots < needed:
         yield (
-            f"resources.sampler.cpu_lora_slots: {sampler.cpu_lora_slots} is less than the {needed} versions that may be in use; "
+            f"resources.sampler.cpu_lora_slots: {sampler.cpu_lora_slots} is less than the {needed} adapters that may be in use; "
             f"raise it to {needed} or leave it out"
         )
 

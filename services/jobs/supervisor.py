@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from learner import canary
-from learner.records import VersionManifest
+from learner.records import PolicyVersion, VersionManifest
 from services.jobs.crew import Crew, Member
 from services.jobs.errors import JobFailure
 from services.jobs.journal import Journal
@@ -51,7 +51,7 @@ class Supervisor:
     ) -> None:
         self.crew, self.fleet, self.journal, self.spec = crew, fleet, journal, spec
         self.sampler_died = sampler_died
-        self.manifest: VersionManifest | None = None
+        self.newest: PolicyVersion | None = None
         self.restarts: Counter[str] = Counter()
         self.silent_since: dict[str, float] = {}
         self.up = {member.name: asyncio.Event() for member in crew.members}
@@ -101,12 +101,12 @@ class Supervisor:
 
     def sync(self) -> None:
         """Have every sampler that lacks the newest version load and prove it, while it goes on writing (rule 6)."""
-        if self.manifest is None:
+        if self.newest is None:
             return
-        for name in self.fleet.to_load(self.manifest.version):
+        for name in self.fleet.to_load(self.newest.version):
             if self.up[name].is_set():
-                self.fleet.loading(name, self.manifest.version)
-                self._background(self._load(name, self.manifest))
+                self.fleet.loading(name, self.newest.version)
+                self._background(self._load(name, self.newest))
 
     async def stop(self) -> None:
         """End the workers: ask, wait a little, then kill."""
@@ -199,12 +199,13 @@ class Supervisor:
 
     # ---- proofs -------------------------------------------------------------------------------------------------
 
-    async def _load(self, name: str, manifest: VersionManifest) -> None:
-        """Have a sampler load and prove a version; before it the opponent's, where it has not proved that since it started."""
-        opponent = self.spec.sampling.opponent_of(manifest.version)
+    async def _load(self, name: str, newest: PolicyVersion) -> None:
+        """Have a sampler load and prove a version, every adapter of it; before it the opponent's, where it has not proved that since it
+        started."""
+        opponent = self.spec.sampling.opponent_of(newest.version)
         if opponent is not None and not self.fleet.knows(name, opponent):
             try:
-                older: VersionManifest = await self.crew.versions.link.call("manifest", manifest.module, opponent)
+                older: VersionManifest = await self.crew.versions.link.call("manifest", "fast", opponent)
             except (WorkerDied, WorkerUnavailable, CallTimeout) as error:
                 self.journal.log.warning("%s cannot load its opponent yet: %s", name, error)
                 self.fleet.samplers[name].loading = None
@@ -213,18 +214,25 @@ class Supervisor:
             if certain is None:
                 return
             self.fleet.proved_opponent(name, opponent, certain=certain)
-        certain = await self._prove(name, manifest)
-        if certain is not None:
-            self.fleet.proved(name, manifest.version, certain=certain)
+        outcomes = []
+        for manifest in newest.manifests:
+            certain = await self._prove(name, manifest)
+            if certain is None:
+                return
+            outcomes.append(certain)
+        self.fleet.proved(name, newest.version, certain=all(outcomes))
 
     async def _prove(self, name: str, manifest: VersionManifest) -> bool | None:
         """Whether the canary was certain that a sampler runs a version, or could not tell; None where it is not proved, which has been
         dealt with."""
         version = manifest.version
+        what = (
+            f"version {version}" if manifest.module == "fast" else f"version {version} of the {manifest.module} adapter"
+        )
         try:
-            proof: LoadProof = await self.crew.member(name).link.call("load", version)
+            proof: LoadProof = await self.crew.member(name).link.call("load", version, manifest.module)
         except (WorkerDied, WorkerUnavailable, CallTimeout) as error:
-            self.journal.log.warning("%s did not load version %d: %s", name, version, error)
+            self.journal.log.warning("%s did not load %s: %s", name, what, error)
             self.fleet.samplers[name].loading = None  # the heartbeat finds out whether it lives
             return None
         except Exception as error:  # wrong bytes, a refused adapter: whatever it is, this version is not proved
@@ -244,10 +252,9 @@ class Supervisor:
             return None
         self.journal.event(
             "version_proved",
-            f"{name} proved version {version}"
-            if certain
-            else f"{name} has version {version} by digest; {verdict.reason}",
+            f"{name} proved {what}" if certain else f"{name} has {what} by digest; {verdict.reason}",
             sampler=name,
+            module=manifest.module,
             version=version,
             digest=proof.digest,
             canary=verdict.outcome,
@@ -264,7 +271,11 @@ class Supervisor:
         with suppress(
             WorkerError, CallTimeout
         ):  # if it died meanwhile the heartbeat says so, and it has nothing to forget
-            await (link.call("forget", manifest.version) if action is Action.RELOAD else link.call("abandon"))
+            await (
+                link.call("forget", manifest.version, manifest.module)
+                if action is Action.RELOAD
+                else link.call("abandon")
+            )
         if action is Action.RELOAD:
             return
         self.up[name].clear()

@@ -158,7 +158,7 @@ def _scorer(spec: JobSpec, deep: bool, warnings: list[str]) -> int | None:
 def _explicit(spec: JobSpec, model: ModelFiles | None) -> JobSpec:
     """The same job with everything said that was left to defaults depending on other keys."""
     resources = spec.resources
-    slots = resources.sampler.lora_slots or spec.live_versions
+    slots = resources.sampler.lora_slots or spec.live_adapters
     sampler = resources.sampler.model_copy(
         update={"lora_slots": slots, "cpu_lora_slots": resources.sampler.cpu_lora_slots or 2 * slots}
     )

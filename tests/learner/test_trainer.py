@@ -13,7 +13,7 @@ from safetensors.torch import load
 
 from learner.errors import InputError
 from learner.objectives import objective_kinds
-from learner.records import ADAPTER_FILES, ScoredGroup
+from learner.records import ADAPTER_FILES, Module, ScoredGroup
 from learner.trainer import Snapshot, Trainer
 from tests.learner.builders import answer, bradley_terry, group, random_groups, tiny_model, trainer_config
 
@@ -21,13 +21,19 @@ from tests.learner.builders import answer, bradley_terry, group, random_groups, 
 class Store(dict[int, Mapping[str, bytes]]):
     """Published versions, kept in memory."""
 
+    def __init__(self, published: Mapping[int, Mapping[str, bytes]] | None = None) -> None:
+        super().__init__(published or {})
+        self.slow: dict[int, Mapping[str, bytes]] = {}
+
     def publish(self, trainer: Trainer, version: int) -> Snapshot:
         snapshot = trainer.snapshot(version)
         self[version] = snapshot.files
+        if snapshot.slow is not None:
+            self.slow[version] = snapshot.slow.files
         return snapshot
 
-    def fetch(self, version: int) -> Mapping[str, bytes]:
-        return self[version]
+    def fetch(self, module: Module, version: int) -> Mapping[str, bytes]:
+        return (self if module == "fast" else self.slow)[version]
 
 
 def build(store: Store | None = None, **changes: Any) -> Trainer:
@@ -160,11 +166,11 @@ def test_any_token_budget_gives_the_same_gradient(objective: dict[str, Any]) -> 
         trainer.begin_version(1, 0)
         seen: list[torch.Tensor] = []
 
-        def keep(rate: float, trainer: Trainer = trainer, seen: list[torch.Tensor] = seen) -> float:
+        def keep(*_: Any, trainer: Trainer = trainer, seen: list[torch.Tensor] = seen) -> float:
             seen.extend(w.grad.clone() for w in trainer.policy.parameters.values() if w.grad is not None)
             return 0.0
 
-        trainer._update = keep  # type: ignore[method-assign]
+        trainer.fast.step = keep  # type: ignore[method-assign]
         trainer.step(random_groups(6, answers=4), 0)
         gradients.append(torch.cat([gradient.flatten() for gradient in seen]))
     assert gradients[0].abs().max() > 1e-3
@@ -259,7 +265,7 @@ def test_a_reference_pass_leaves_the_adapter_trainable_and_the_gradient_whole() 
     once = trainer.answer_logprobs([([1], [2, 3, 4])], 1)
     assert once == trainer.answer_logprobs([([1], [2, 3, 4])], 1)
     assert all(weight.requires_grad for weight in trainer.policy.parameters.values())
-    assert all(not w.requires_grad for n, w in trainer.policy.model.named_parameters() if ".fast." not in n)
+    assert all(not w.requires_grad for n, w in trainer.policy.model.named_parameters() if ".first." not in n)
     trainer.begin_version(3, 2)
     assert trainer.step(random_groups(4, version=2), 2).metrics["gradient_norm"] > 0
 
@@ -271,12 +277,12 @@ def test_references_are_computed_once_for_all_passes_of_a_round() -> None:
     trainer.begin_version(1, 0)
     groups = random_groups(4)
     trainer.step(groups, 0)
-    kept = dict(trainer._reference_cache)
+    kept = dict(trainer.references._cache)
     assert len(kept) == 4
     trainer.step(groups, 0)
-    assert trainer._reference_cache == kept
+    assert trainer.references._cache == kept
     trainer.begin_version(2, 1)
-    assert trainer._reference_cache == {}
+    assert trainer.references._cache == {}
 
 
 def test_sppo_learns_only_from_the_rounds_own_answers() -> None:
@@ -385,7 +391,7 @@ def test_answers_of_a_file_are_learned_from(kind: str) -> None:
 
 
 def test_an_opponents_answers_have_no_staleness() -> None:
-    trainer = build(objective={"kind": "xpo"}, opponent_version=0)
+    trainer = build(objective={"kind": "xpo"}, opponent=0)
     trainer.begin_version(3, 3)
     groups = [group([answer([5, 6], 3), answer([7, 8], 0)], bradley_terry([1, 0]), i) for i in range(4)]
     metrics = trainer.step(groups, 3).metrics

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +23,7 @@ from learner.records import (
     Module,
     ResponseGroup,
     SamplingParameters,
+    Share,
     Stage,
     Ticket,
     VersionManifest,
@@ -64,7 +66,6 @@ class SamplerSetup:
     keep_versions: int
     start_timeout_seconds: float
     request_timeout_seconds: float
-    module: Module = "fast"
 
 
 class SamplerWorker(LeasedWorker):
@@ -87,7 +88,7 @@ class SamplerWorker(LeasedWorker):
         self.cache = VersionCache(setup.cache)
         self.writing: dict[str, asyncio.Task[None]] = {}
         self.failures: list[GroupFailure] = []
-        self.digests: dict[int, str] = {}
+        self.digests: dict[tuple[Module, int], str] = {}
         self.loading = asyncio.Lock()
         self.delivered_total = 0
 
@@ -109,30 +110,32 @@ class SamplerWorker(LeasedWorker):
             ) from error
         return time.monotonic() - began
 
-    async def load(self, version: int) -> LoadProof:
-        """Fetch a version, load it, and measure its canary texts. What it shows is judged elsewhere."""
+    async def load(self, version: int, module: Module = "fast") -> LoadProof:
+        """Fetch a module's version, load it, and measure its canary texts. What it shows is judged elsewhere."""
         began = time.monotonic()
-        manifest: VersionManifest = await self.store.call("manifest", self.setup.module, version)
+        manifest: VersionManifest = await self.store.call("manifest", module, version)
         async with self.loading:  # an evaluation may ask for the version that is just being loaded
-            if version not in self.digests:
+            if (module, version) not in self.digests:
                 await self._make_room(version)
                 files = await self._adapter_files(manifest)
-                self.digests[version] = await self._guarded(self.engine.load_version(manifest, files))
+                digest = await self._guarded(self.engine.load_version(manifest, files, module))
+                self.digests[module, version] = digest
         measured = await self._guarded(
-            self.engine.text_logprobs([text.token_ids for text in manifest.canary], version, self.setup.module)
+            self.engine.text_logprobs([text.token_ids for text in manifest.canary], version, module)
         )
         return LoadProof(
             sampler=self.setup.name,
+            module=module,
             version=version,
-            digest=self.digests[version],
+            digest=self.digests[module, version],
             measured=tuple(tuple(text) for text in measured),
             seconds=time.monotonic() - began,
         )
 
-    async def forget(self, version: int) -> None:
+    async def forget(self, version: int, module: Module = "fast") -> None:
         """Unload a version whose proof failed, once nothing names it, so that it can be loaded again."""
-        if self.digests.pop(version, None) is not None:
-            await self.engine.unload_version(version, self.setup.module)
+        if self.digests.pop((module, version), None) is not None:
+            await self.engine.unload_version(version, module)
 
     async def write(self, tickets: Sequence[Ticket]) -> None:
         """Begin to write these groups. A ticket that is being written already is not written twice."""
@@ -161,22 +164,25 @@ class SamplerWorker(LeasedWorker):
             reference: version whose log-probabilities of the answers are reported; None for the bare base.
         """
         for needed in (version, reference):
-            if needed is not None and needed not in self.digests:
+            if needed is not None and ("fast", needed) not in self.digests:
                 await self.load(needed)
         answers = await asyncio.gather(
             *(
                 self._generate(
-                    f"evaluation-{version}-{number}-{item.seed}", item.prompt_token_ids, version, item.seed, 1
+                    f"evaluation-{version}-{number}-{item.seed}",
+                    item.prompt_token_ids,
+                    Share(module="fast", version=version, answers=1),
+                    item.seed,
                 )
                 for number, item in enumerate(items)
             )
         )
         texts = [(*item.prompt_token_ids, *group[0].token_ids) for item, group in zip(items, answers, strict=True)]
-        references = await self._guarded(self.engine.text_logprobs(texts, reference, self.setup.module))
+        references = await self._guarded(self.engine.text_logprobs(texts, reference))
         return [
             EvaluationAnswer(
                 prompt=item.prompt,
-                answer=self._record(group[0], version),
+                answer=self._record(group[0], "fast", version),
                 reference_logprobs=tuple(logprobs[len(logprobs) - len(group[0].token_ids) :]),
             )
             for item, group, logprobs in zip(items, answers, references, strict=True)
@@ -257,33 +263,34 @@ class SamplerWorker(LeasedWorker):
                 await asyncio.sleep(DELIVERY_PAUSE_SECONDS)
 
     async def _answers(self, ticket: Ticket) -> tuple[Answer, ...]:
-        """A ticket's K answers: the policy's, then those of its opponent, where it has one. Answer k has the seed ``ticket.seed + k``."""
-        own, theirs = self.setup.sampling.shares(ticket.opponent is not None)
-        request_id = f"{ticket.group_id}-{ticket.attempt}"
-        shares = [(request_id, ticket.version, ticket.seed, own)]
-        if ticket.opponent is not None:
-            shares.append((f"{request_id}-opponent", ticket.opponent, ticket.seed + own, theirs))
+        """A ticket's K answers, in the order of its shares, all at the same time. Answer k has the seed ``ticket.seed + k``."""
+        firsts = accumulate((share.answers for share in ticket.shares), initial=0)
         written = await asyncio.gather(
-            *(self._generate(name, ticket.prompt_token_ids, *share) for name, *share in shares)
+            *(
+                self._generate(
+                    f"{ticket.group_id}-{ticket.attempt}-{first}", ticket.prompt_token_ids, share, ticket.seed + first
+                )
+                for share, first in zip(ticket.shares, firsts, strict=False)
+            )
         )
         return tuple(
-            self._record(answer, version)
-            for (_, version, _, _), answers in zip(shares, written, strict=True)
+            self._record(answer, share.module, share.version)
+            for share, answers in zip(ticket.shares, written, strict=True)
             for answer in answers
         )
 
     async def _generate(
-        self, request_id: str, prompt_token_ids: Sequence[int], version: int, seed: int, answers: int
+        self, request_id: str, prompt_token_ids: Sequence[int], share: Share, seed: int
     ) -> list[GeneratedAnswer]:
         return await self._guarded(
             self.engine.generate(
                 request_id=request_id,
                 prompt_token_ids=prompt_token_ids,
-                version=version,
-                module=self.setup.module,
+                version=share.version,
+                module=share.module,
                 sampling=self.parameters,
                 seed=seed,
-                answers=answers,
+                answers=share.answers,
             )
         )
 
@@ -296,16 +303,16 @@ class SamplerWorker(LeasedWorker):
             logging.shutdown()
             os._exit(1)
 
-    def _record(self, answer: GeneratedAnswer, version: int) -> Answer:
+    def _record(self, answer: GeneratedAnswer, module: Module, version: int) -> Answer:
         return Answer(
             text=answer.text,
             token_ids=tuple(answer.token_ids),
             logprobs=tuple(answer.logprobs),
             finish_reason=answer.finish_reason,
             source=AnswerSource.POLICY,
-            module=self.setup.module,
+            module=module,
             version=version,
-            adapter_digest=self.digests[version],
+            adapter_digest=self.digests[module, version],
             sampling=self.parameters,
             seed=answer.seed,
             sampler=self.setup.name,
@@ -321,7 +328,8 @@ class SamplerWorker(LeasedWorker):
 
     async def _make_room(self, version: int) -> None:
         """Unload versions that are neither among the newest, nor the opponent, nor named by a running request."""
-        for old in sorted(self.digests.keys() - {self.setup.sampling.fixed_opponent}):
-            if old <= version - self.setup.keep_versions and self.engine.in_flight(old, self.setup.module) == 0:
-                await self.engine.unload_version(old, self.setup.module)
-                del self.digests[old]
+        for module, old in sorted(self.digests):
+            opponent = module == "fast" and old == self.setup.sampling.fixed_opponent
+            if old <= version - self.setup.keep_versions and not opponent and self.engine.in_flight(old, module) == 0:
+                await self.engine.unload_version(old, module)
+                del self.digests[module, old]
