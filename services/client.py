@@ -20,7 +20,15 @@ from pydantic import BaseModel
 
 from learner.errors import InputError
 from services.api.models import EventPage, JobPage, MetricSeries, SamplePage, VersionList
-from services.jobs.records import JobEvent, JobRecord, MetricPoint, VersionRecord
+from services.jobs.records import (
+    FeedbackCounts,
+    JobEvent,
+    JobRecord,
+    MetricPoint,
+    Preference,
+    PreferencesReceipt,
+    VersionRecord,
+)
 from services.jobs.state import TERMINAL, JobState
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
@@ -152,6 +160,21 @@ class Client:
         wanted = {"state": state, "version": version, "limit": limit, "after": after}
         params = {name: value for name, value in wanted.items() if value is not None}
         return self._parsed(SamplePage, "GET", f"/v1/jobs/{job_id}/samples", params=params)
+
+    def send_preferences(
+        self, job_id: str, preferences: Sequence[Preference | Mapping[str, Any]]
+    ) -> PreferencesReceipt:
+        """Let a running job learn from what people preferred. The same id again is stored once.
+
+        Raises:
+            ApiError: the job takes none (status 409), or one is not right (422) and none is stored; ``errors`` names them.
+        """
+        body = [each.model_dump(mode="json") if isinstance(each, Preference) else dict(each) for each in preferences]
+        return self._parsed(PreferencesReceipt, "POST", f"/v1/jobs/{job_id}/preferences", json=body)
+
+    def feedback(self, job_id: str) -> FeedbackCounts:
+        """What became of the preferences that were sent to a job."""
+        return self._parsed(FeedbackCounts, "GET", f"/v1/jobs/{job_id}/preferences")
 
     def versions(self, job_id: str) -> tuple[VersionRecord, ...]:
         """The job's versions, oldest first."""

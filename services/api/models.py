@@ -68,6 +68,7 @@ class Sample(Record):
     """
 
     group_id: str
+    source: AnswerSource
     round: int
     index: int
     state: GroupState

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from learner.errors import InputError
-from services.cli import demo, export, jobs, objectives, run, schema, scorer, serve, validate
+from services.cli import demo, export, feedback, jobs, objectives, run, schema, scorer, serve, validate
 from workers.errors import CallTimeout, WorkerError
 
 EXIT_BAD_INPUT = 2
@@ -67,6 +67,7 @@ app.command()(jobs.watch)
 app.command()(jobs.cancel)
 app.command()(jobs.resume)
 app.command()(jobs.logs)
+app.command()(feedback.feedback)
 app.command()(export.export)
 app.add_typer(scorer.app, name="scorer")
 

@@ -10,7 +10,16 @@ import typer
 
 from services.jobs.layout import JobPaths
 from services.jobs.logfiles import tails
-from services.jobs.records import JobEvent, JobRecord, JobSummary, MetricPoint, VersionRecord
+from services.jobs.records import (
+    FeedbackCounts,
+    JobEvent,
+    JobRecord,
+    JobSummary,
+    MetricPoint,
+    Preference,
+    PreferencesReceipt,
+    VersionRecord,
+)
 from services.jobs.state import JobState, RequestedAction
 from services.settings import Settings
 
@@ -27,7 +36,7 @@ UrlOption = Annotated[
 
 
 class Jobs(Protocol):
-    """What the commands read of jobs, wherever they are."""
+    """What the commands read of jobs and ask of them, wherever they are."""
 
     def get(self, job_id: str) -> JobRecord:
         """One job."""
@@ -46,6 +55,12 @@ class Jobs(Protocol):
 
     def cancel(self, job_id: str) -> JobRecord:
         """Ask a job to stop."""
+
+    def send_preferences(self, job_id: str, preferences: Sequence[Preference]) -> PreferencesReceipt:
+        """Let a job learn from what people preferred."""
+
+    def feedback(self, job_id: str) -> FeedbackCounts:
+        """What became of a job's preferences."""
 
     def logs(self, job_id: str, lines: int, file: str | None) -> str:
         """The ends of the workers' logs."""
@@ -82,6 +97,18 @@ class LocalJobs:
     def cancel(self, job_id: str) -> JobRecord:
         """Ask a job to stop."""
         return self._store.request(job_id, RequestedAction.CANCEL)
+
+    def send_preferences(self, job_id: str, preferences: Sequence[Preference]) -> PreferencesReceipt:
+        """Let a job learn from what people preferred."""
+        from services.jobs.feedback import take_in
+
+        return take_in(self._store, job_id, [each.model_dump(mode="json") for each in preferences])
+
+    def feedback(self, job_id: str) -> FeedbackCounts:
+        """What became of a job's preferences."""
+        from services.jobs.feedback import count_feedback
+
+        return count_feedback(self._store, job_id)
 
     def logs(self, job_id: str, lines: int, file: str | None) -> str:
         """The ends of the workers' logs."""
@@ -127,6 +154,14 @@ class RemoteJobs:
     def cancel(self, job_id: str) -> JobRecord:
         """Ask a job to stop."""
         return self.client.cancel(job_id)
+
+    def send_preferences(self, job_id: str, preferences: Sequence[Preference]) -> PreferencesReceipt:
+        """Let a job learn from what people preferred."""
+        return self.client.send_preferences(job_id, preferences)
+
+    def feedback(self, job_id: str) -> FeedbackCounts:
+        """What became of a job's preferences."""
+        return self.client.feedback(job_id)
 
     def logs(self, job_id: str, lines: int, file: str | None) -> str:
         """The ends of the workers' logs."""

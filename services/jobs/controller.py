@@ -13,6 +13,8 @@ from learner.errors import InputError
 from services.jobs.crew import Crew
 from services.jobs.errors import JobCancelled, JobFailure
 from services.jobs.evaluations import Evaluator
+from services.jobs.feedback import PreferenceRenderer
+from services.jobs.feedback_intake import FeedbackDesk
 from services.jobs.intake import Intake, SelfPlayIntake
 from services.jobs.journal import Journal
 from services.jobs.layout import JobPaths
@@ -20,6 +22,7 @@ from services.jobs.loop import SelfPlayLoop
 from services.jobs.offline import OfflineIntake
 from services.jobs.pairs import PreparedPairs
 from services.jobs.records import JobError
+from services.jobs.rendering import PromptRenderer
 from services.jobs.report import write_report
 from services.jobs.spec import JobSpec
 from services.jobs.state import JobState, StateConflict
@@ -123,7 +126,8 @@ class JobController:
         if isinstance(prompts, PreparedPairs):
             intake = OfflineIntake(spec, prompts, crew, self.journal)
         else:
-            intake = SelfPlayIntake(spec, prompts, fleet, crew, self.journal)
+            feedback = await asyncio.to_thread(self._feedback, job, crew) if spec.feedback_groups else None
+            intake = SelfPlayIntake(spec, prompts, fleet, crew, self.journal, feedback)
         evaluator = Evaluator(spec, job.evaluation, crew, fleet, self.journal)
         loop = SelfPlayLoop(spec, crew, fleet, intake, evaluator, self.journal)
         try:
@@ -141,6 +145,11 @@ class JobController:
     def _validate(self) -> ValidatedJob:
         spec = JobSpec.model_validate(self.store.get(self.job_id).spec)
         return validate_job(spec, Path("/"), deep=True, compare_rendering=False)
+
+    def _feedback(self, job: ValidatedJob, crew: Crew) -> FeedbackDesk:
+        assert job.model is not None, "a deep validation reads the model"
+        renderer = PromptRenderer(job.model.folder, allow_transformers=True)
+        return FeedbackDesk(job.spec, PreferenceRenderer(job.spec, job.model, renderer), crew, self.journal)
 
     def _check_capacity(self, spec: JobSpec) -> None:
         resources = spec.resources

@@ -11,10 +11,11 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from learner.records import Stage, Ticket
+from learner.records import AnswerSource, Stage, Ticket
 from learner.seeds import derive_seed
 from services.jobs.crew import Crew
 from services.jobs.errors import JobFailure
+from services.jobs.feedback_intake import FeedbackDesk, RenderedPreference
 from services.jobs.journal import Journal
 from services.jobs.prepare import PreparedPrompts
 from services.jobs.spec import JobSpec
@@ -43,6 +44,7 @@ class Intake(ABC):
         journal: where failures are told.
 
     Attributes:
+        source: where the answers to the job's own prompts come from.
         gathering: what the job does while groups arrive, in a word.
         gathering_share: of the work for one version, for the progress bar.
         remedy: what to change when nearly no group is usable.
@@ -51,6 +53,7 @@ class Intake(ABC):
         pause: seconds between two looks at the ledger.
     """
 
+    source = AnswerSource.POLICY
     gathering = "sampling"
     gathering_share = 0.6
     remedy = "raise sampling.temperature, or set pairing.identical or pairing.ties to keep"
@@ -85,8 +88,8 @@ class Intake(ABC):
         """Give a dead sampler's groups to others."""
 
     @abstractmethod
-    async def signal_health(self) -> dict[str, float]:
-        """How healthy the preference signal was since the last call, as metrics."""
+    async def signal_health(self, version: int) -> dict[str, float]:
+        """How healthy the preference signal of the version just learned was, since the last call, as metrics."""
 
     async def counts(self) -> LedgerCounts:
         """The whole account of groups, from the queue's rows."""
@@ -102,7 +105,11 @@ class Intake(ABC):
 
     def prompts_left(self, counts: LedgerCounts) -> int | None:
         """Prompts that no ticket has taken yet; None where they begin again."""
-        return self.stream.left(counts.admitted)
+        return self.stream.left(self._position(counts))
+
+    def _position(self, counts: LedgerCounts) -> int:
+        """Tickets that took one of the job's own prompts."""
+        return counts.sources.get(self.source, 0)
 
     async def _admit(self, version: int, slots: int | None = None) -> list[Ticket]:
         """New tickets, as many as the rule allows and at most ``slots``; they are written down already (rule 3)."""
@@ -112,18 +119,32 @@ class Intake(ABC):
             return []
         first = (await self.queue.call("round_counts", version)).admitted
         self._check_losses(version, first, counts)
-        tickets = [self._ticket(version, first + k, self.stream.at(counts.admitted + k)) for k in range(count)]
+        waiting = await self._from_outside(count)
+        spread = {k * count // len(waiting): preference for k, preference in enumerate(waiting)}
+        position = self._position(counts)
+        tickets: list[Ticket] = []
+        for k in range(count):
+            if (preference := spread.get(k)) is not None:
+                tickets.append(preference.ticket(version, first + k))
+            else:
+                tickets.append(self._ticket(version, first + k, self.stream.at(position)))
+                position += 1
         await self.queue.call("admit", tickets)
         return tickets
+
+    async def _from_outside(self, count: int) -> Sequence[RenderedPreference]:
+        """What takes the place of self-play in at most ``count`` groups."""
+        return ()
 
     def _ticket(self, version: int, index: int, place: Place) -> Ticket:
         prompt = self.prompts.prompts[place.index]
         return Ticket(
             group_id=f"{self.crew.job_id}/r{version}/{index}",
+            source=self.source,
             round=version,
             index=index,
             version=version,
-            opponent=self.spec.sampling.opponent_of(version),
+            shares=self.spec.sampling.shares(version, index),
             seed=derive_seed(self.spec.seed, "answers", version, place.pass_number, prompt.id),
             prompt=prompt,
             prompt_token_ids=self.prompts.token_ids[place.index],
@@ -149,11 +170,20 @@ class SelfPlayIntake(Intake):
         fleet: which samplers have proved which version.
         crew: the workers.
         journal: where failures are told.
+        feedback: takes people's preferences in, where the job learns from them.
     """
 
-    def __init__(self, spec: JobSpec, prompts: PreparedPrompts, fleet: Fleet, crew: Crew, journal: Journal) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        prompts: PreparedPrompts,
+        fleet: Fleet,
+        crew: Crew,
+        journal: Journal,
+        feedback: FeedbackDesk | None = None,
+    ) -> None:
         super().__init__(spec, prompts, crew, journal)
-        self.fleet = fleet
+        self.fleet, self.feedback = fleet, feedback
         self.assigned: dict[str, str] = {}  # group id to the sampler that writes it
         self.tries: Counter[str] = Counter()
         self.orphans: set[str] = set()
@@ -161,17 +191,24 @@ class SelfPlayIntake(Intake):
 
     async def grant(self, version: int) -> int:
         """Grant as many tickets as the rule allows, and hand them to samplers that serve ``version``. Returns how many."""
+        if self.feedback is not None:
+            await self.feedback.put_what_was_left()
         serving = self.fleet.serving(version)
         if not self.open.is_set() or not serving or (self.in_rounds and not self.fleet.settled(version)):
             return 0
         slots = None if self.in_rounds else len(serving) * self.slots_per_sampler - len(self.assigned)
         tickets = await self._admit(version, slots)
-        await self._deal(tickets, serving)
+        await self._deal([ticket for ticket in tickets if ticket.source is AnswerSource.POLICY], serving)
+        if self.feedback is not None:
+            await self.feedback.put(tickets)
         return len(tickets)
+
+    async def _from_outside(self, count: int) -> Sequence[RenderedPreference]:
+        return () if self.feedback is None else await self.feedback.take(count)
 
     async def observe(self, version: int, statuses: Iterable[SamplerStatus]) -> None:
         """Learn from the samplers' statuses: what arrived, what failed, and what nobody works on any more."""
-        granted = {ticket.group_id: ticket for ticket in await self.queue.call("granted")}
+        granted = await self._granted()
         held = {group_id for status in statuses for group_id in status.in_flight}
         failures = [failure for status in statuses for failure in status.failures]
         for group_id in [group_id for group_id in self.assigned if group_id not in granted]:
@@ -189,7 +226,7 @@ class SelfPlayIntake(Intake):
     async def sampler_died(self, name: str, version: int) -> None:
         """Give a dead sampler's groups to others."""
         lost = {group_id for group_id, sampler in self.assigned.items() if sampler == name}
-        granted = {ticket.group_id: ticket for ticket in await self.queue.call("granted")}
+        granted = await self._granted()
         tickets = []
         for group_id in sorted(lost & set(granted)):
             self.tries[group_id] += 1
@@ -203,14 +240,21 @@ class SelfPlayIntake(Intake):
             )
             await self._again(tickets, version)
 
-    async def signal_health(self) -> dict[str, float]:
-        """What the scorer measured; nothing while it is being restarted."""
+    async def signal_health(self, version: int) -> dict[str, float]:
+        """What the scorer measured, nothing while it is being restarted; and how much of the version comes from people."""
+        health: dict[str, float] = {}
         try:
-            health: dict[str, float] = await self.crew.scorers[0].link.call("metrics")
-            return health
+            health |= await self.crew.scorers[0].link.call("metrics")
         except WorkerError as error:
             self.journal.log.warning("no metrics of the scorer: %s", error)
-            return {}
+        if self.feedback is not None:
+            health |= await self.feedback.metrics(version)
+        return health
+
+    async def _granted(self) -> dict[str, Ticket]:
+        """Tickets that samplers write for, by group id."""
+        tickets: list[Ticket] = await self.queue.call("granted")
+        return {ticket.group_id: ticket for ticket in tickets if ticket.source is AnswerSource.POLICY}
 
     async def _deal(self, tickets: Sequence[Ticket], serving: Sequence[str]) -> None:
         """Deal tickets by index, so that a sampler's share of a round is fixed by rule; a further attempt goes to the next sampler."""
@@ -231,9 +275,14 @@ class SelfPlayIntake(Intake):
         if not serving:
             self.orphans |= {ticket.group_id for ticket in tickets}
             return
-        opponent = self.spec.sampling.opponent_of(version)
         renewed = [
-            ticket.model_copy(update={"attempt": ticket.attempt + 1, "version": version, "opponent": opponent})
+            ticket.model_copy(
+                update={
+                    "attempt": ticket.attempt + 1,
+                    "version": version,
+                    "shares": self.spec.sampling.shares(version, ticket.index),
+                }
+            )
             for ticket in tickets
         ]
         await self.queue.call("admit", renewed)

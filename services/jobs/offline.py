@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from learner.pairing import skip_reason
-from learner.records import Answer, AnswerSource, FinishReason, ScoredGroup, Stage, Ticket
+from learner.records import AnswerSource, ScoredGroup, Stage, Ticket
 from services.jobs.crew import Crew
+from services.jobs.given import pair_group, put_pair
 from services.jobs.intake import Intake
 from services.jobs.journal import Journal
 from services.jobs.pairs import PreparedPairs
@@ -32,6 +32,7 @@ class OfflineIntake(Intake):
         journal: where failures are told.
     """
 
+    source = AnswerSource.FILE
     gathering = "reading"
     gathering_share = 0.05
     remedy = "see to pairs whose answers or scores are the same, or set pairing.identical or pairing.ties to keep"
@@ -57,7 +58,7 @@ class OfflineIntake(Intake):
     async def sampler_died(self, name: str, version: int) -> None:
         """Nothing: a sampler that evaluates holds no groups."""
 
-    async def signal_health(self) -> dict[str, float]:
+    async def signal_health(self, version: int) -> dict[str, float]:
         """Nothing: no scorer compares the file's answers."""
         return {}
 
@@ -68,30 +69,14 @@ class OfflineIntake(Intake):
             await self.queue.call("fail", ticket.group_id, Stage.QUEUE, reason)
             self.journal.event("group_failed", f"{ticket.group_id}: {reason}", group_id=ticket.group_id)
             return
-        group = self._group(ticket, place)
-        sampling, temperature = self.spec.sampling, self.spec.scorer.temperature
-        await self.queue.call(
-            "put",
-            group,
-            skip_reason(group, self.spec.pairing, sampling.truncated, temperature),
-            timeout_seconds=self.spec.resources.queue.put_timeout_seconds,
-            setting="resources.queue.put_timeout_seconds",
-        )
+        await put_pair(self.queue, self._group(ticket, place), self.spec)
 
     def _group(self, ticket: Ticket, place: int) -> ScoredGroup:
-        """The group of a pair: the better answer first."""
-        logit = self.pairs.logits[place]
-        return ScoredGroup(
-            group_id=ticket.group_id,
-            round=ticket.round,
-            index=ticket.index,
-            version=ticket.version,
-            prompt=ticket.prompt,
-            prompt_token_ids=ticket.prompt_token_ids,
-            answers=tuple(
-                Answer(text=text, token_ids=tuple(ids), finish_reason=FinishReason.GIVEN, source=AnswerSource.FILE)
-                for text, ids in zip(self.pairs.answers[place], self.pairs.answer_token_ids[place], strict=True)
-            ),
-            scorer=self.pairs.source,
-            ordered_logits=((0.0, logit), (-logit, 0.0)),
+        pairs = self.pairs
+        return pair_group(
+            ticket,
+            pairs.answers[place],
+            pairs.answer_token_ids[place],
+            pairs.logits[place],
+            pairs.source,
         )

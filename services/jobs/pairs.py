@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from learner.errors import InputError
 from learner.preference import CERTAIN_LOGIT
@@ -26,6 +26,9 @@ from services.jobs.spec import JobSpec, PromptsConfig
 
 CHUNK = 256
 """Pairs that are encoded at a time: encodings take much more memory than their ids."""
+
+AnswerIds: TypeAlias = "tuple[array[int], array[int]]"
+"""Token ids of a better and a worse answer."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,16 @@ class PreparedPairs(PreparedPrompts):
     """
 
     answers: tuple[tuple[str, str], ...]
-    answer_token_ids: tuple[tuple[array[int], array[int]], ...]
+    answer_token_ids: tuple[AnswerIds, ...]
     logits: tuple[float, ...]
     source: ScorerIdentity
 
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt with its longer answer."""
-        return max((_tokens(*texts) for texts in zip(self.token_ids, self.answer_token_ids, strict=True)), default=0)
+        return max(
+            (pair_tokens(*texts) for texts in zip(self.token_ids, self.answer_token_ids, strict=True)), default=0
+        )
 
 
 def read_pairs(config: PromptsConfig, base_dir: Path | None = None, key: str = "prompts") -> list[GivenPair]:
@@ -94,13 +99,13 @@ def prepare_pairs(
     """
     renderer = renderer or PromptRenderer(model.folder)
     pairs = read_pairs(spec.prompts, base_dir)
-    prompts, prompt_ids = [pair.prompt for pair in pairs], renderer.token_ids([pair.prompt for pair in pairs])
-    answer_ids = _answer_ids(pairs, prompt_ids, model, renderer)
+    prompts = [pair.prompt for pair in pairs]
+    prompt_ids, answer_ids = render_pairs(pairs, model, renderer)
     limit = context_tokens(spec, model) or math.inf
-    long = [i for i in range(len(pairs)) if _tokens(prompt_ids[i], answer_ids[i]) > limit]
+    long = [i for i in range(len(pairs)) if pair_tokens(prompt_ids[i], answer_ids[i]) > limit]
     handling, skipped = spec.prompts.too_long, set[int]()
     if long and handling == "error":
-        tokens = _tokens(prompt_ids[long[0]], answer_ids[long[0]])
+        tokens = pair_tokens(prompt_ids[long[0]], answer_ids[long[0]])
         raise InputError(
             f"prompts: {len(long)} of {len(pairs)} prompts are longer with their longer answer than the context of {limit} tokens, the "
             f"first is {prompts[long[0]].id!r} with {tokens}; set prompts.too_long to skip or truncate"
@@ -126,6 +131,23 @@ def prepare_pairs(
         logits=tuple(pairs[i].logit for i in kept),
         source=_identity(spec.prompts, pairs, base_dir),
     )
+
+
+def render_pairs(
+    pairs: Sequence[GivenPair], model: ModelFiles, renderer: PromptRenderer
+) -> tuple[list[tuple[int, ...]], list[AnswerIds]]:
+    """Token ids of prompts, and of their better and worse answers with the EOS token once at the end.
+
+    Raises:
+        InputError: the template refuses a prompt, or an answer holds an EOS token inside.
+    """
+    prompt_ids = renderer.token_ids([pair.prompt for pair in pairs])
+    return prompt_ids, _answer_ids(pairs, prompt_ids, model, renderer)
+
+
+def pair_tokens(prompt: Sequence[int], answers: AnswerIds) -> int:
+    """Tokens of a prompt with its longer answer."""
+    return len(prompt) + max(map(len, answers))
 
 
 def _turns_before_the_answers(where: str, row: Mapping[str, Any], config: PromptsConfig) -> list[Message]:
@@ -195,7 +217,7 @@ def _score(where: str, column: str, value: object) -> float:
 
 def _answer_ids(
     pairs: Sequence[GivenPair], prompt_ids: Sequence[Sequence[int]], model: ModelFiles, renderer: PromptRenderer
-) -> list[tuple[array[int], array[int]]]:
+) -> list[AnswerIds]:
     end, ends = answer_end(model, renderer), {*eos_token_ids(model, renderer), answer_end(model, renderer)}
 
     def ended(pair: GivenPair, ids: tuple[int, ...]) -> array[int]:
@@ -214,10 +236,6 @@ def _answer_ids(
         for pair, better, worse in zip(chunk, chosen, rejected, strict=True):
             result.append((ended(pair, better), ended(pair, worse)))
     return result
-
-
-def _tokens(prompt: Sequence[int], answers: tuple[Sequence[int], Sequence[int]]) -> int:
-    return len(prompt) + max(map(len, answers))
 
 
 def _identity(config: PromptsConfig, pairs: Sequence[GivenPair], base_dir: Path | None) -> ScorerIdentity:

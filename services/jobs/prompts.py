@@ -153,7 +153,7 @@ def short(value: object) -> str:
 
 def _file_rows(path: Path, key: str) -> Iterator[Row]:
     readers: dict[str, Callable[[Path], Iterator[Row]]] = {
-        ".jsonl": _json_rows,
+        ".jsonl": json_rows,
         ".csv": _csv_rows,
         ".parquet": _parquet_rows,
     }
@@ -162,7 +162,12 @@ def _file_rows(path: Path, key: str) -> Iterator[Row]:
     return readers[path.suffix](path)
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def json_rows(path: Path) -> Iterator[Row]:
+    """The objects of a JSON Lines file; empty lines are passed over.
+
+    Raises:
+        InputError: a line holds no JSON object.
+    """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             where = f"{path}, line {number}"

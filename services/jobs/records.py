@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, WithJsonSchema
 
 from learner.records import Module, Record
 from services.jobs.state import JobState, RequestedAction
@@ -52,6 +52,71 @@ class JobRecord(JobSummary):
     def summary(self) -> JobSummary:
         """The same without the specification, for lists."""
         return JobSummary.model_validate(self.model_dump(exclude={"spec"}))
+
+
+class Preference(Record):
+    """What a person preferred, of two answers to a prompt."""
+
+    prompt: Annotated[
+        JsonValue,
+        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}, "minItems": 1}]}),
+    ] = Field(description="Text, or a list of chat messages with `role` and `content` whose last one is the user's.")
+    chosen: str = Field(min_length=1, description="The better answer.")
+    rejected: str = Field(min_length=1, description="The worse answer.")
+    id: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=255,
+        description="Sent again under the same id, it is stored once. Default: a digest of everything else.",
+    )
+    domain: str | None = Field(default=None, min_length=1, max_length=255, description="What it is about.")
+    rater: str | None = Field(default=None, min_length=1, max_length=255, description="Who preferred it.")
+
+
+class StoredPreference(Record):
+    """A preference in the store. ``number`` counts from 1 within the job; ``digest`` is of what it says, its id left out."""
+
+    number: int
+    id: str
+    digest: str
+    preference: Preference
+
+
+class PreferencesReceipt(Record):
+    """What became of preferences that were sent: the ids of all, in order, and how many of them are new."""
+
+    ids: tuple[str, ...]
+    stored: int = Field(description="were new, and are on disk now")
+    known: int = Field(description="were stored before")
+
+
+class PreferenceTotals(Record):
+    """A job's preferences by what the store knows: waiting for a ticket, taken into the replay queue, or refused."""
+
+    waiting: int = 0
+    taken: int = 0
+    refused: int = 0
+
+
+class RefusedPreference(Record):
+    """A preference that cannot be learned from, and why."""
+
+    id: str
+    reason: str
+
+
+class FeedbackCounts(Record):
+    """Where a job's preferences stand: received = waiting + admitted + consumed + skipped + failed + refused."""
+
+    share: float = Field(description="of a version's groups that may come from preferences; 0: none are taken in")
+    received: int
+    waiting: int = Field(description="for a version that has room for them")
+    admitted: int = Field(description="on their way into a version")
+    consumed: int = Field(description="learned from")
+    skipped: dict[str, int] = Field(description="by reason")
+    failed: dict[str, int] = Field(description="by stage")
+    refused: int
+    refusals: tuple[RefusedPreference, ...] = Field(description="the newest")
 
 
 class JobEvent(Record):

@@ -19,7 +19,8 @@ from sqlalchemy.orm import Session
 
 from learner.errors import InputError
 from services.jobs import state as states
-from services.jobs.history import History, UnknownJob, job_row
+from services.jobs.history import UnknownJob, job_row
+from services.jobs.preferences import PreferenceStore
 from services.jobs.records import JobError, JobRecord, NewEvent, Runner
 from services.jobs.spec import JobSpec
 from services.jobs.state import JobState, RequestedAction, StateConflict
@@ -32,8 +33,8 @@ class IdempotencyConflict(InputError):
     """An idempotency key came again with another specification."""
 
 
-class JobStore(History):
-    """Jobs on disk, with their history. Every method is one transaction."""
+class JobStore(PreferenceStore):
+    """Jobs on disk, with their history and the preferences that people sent. Every method is one transaction."""
 
     # --- jobs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, Index, MetaData, String
+from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, Index, MetaData, String, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
@@ -100,6 +100,22 @@ class MetricRow(Base):
     version: Mapped[int | None]
     learner_step: Mapped[int | None]
     time: Mapped[datetime]
+
+
+class PreferenceRow(Base):
+    """One preference that a person sent. ``state``: waiting, taken (its group is in the replay ledger), or refused with a reason."""
+
+    __tablename__ = "preferences"
+    __table_args__ = (UniqueConstraint("job_id", "id"), Index(None, "job_id", "state", "number"))
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    id: Mapped[str] = mapped_column(String(255))
+    digest: Mapped[str] = mapped_column(String(64))
+    body: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str | None]
+    created_at: Mapped[datetime]
 
 
 class VersionRow(Base):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from learner.records import ScoredGroup, SkipReason, Stage, Ticket
+from learner.records import AnswerSource, ScoredGroup, SkipReason, Stage, Ticket
 from workers import logs, process_tree
 from workers.cluster import LeasedWorker
 from workers.config import QueueConfig
@@ -95,6 +95,18 @@ class ReplayWorker(LeasedWorker):
     async def round_counts(self, round: int) -> LedgerCounts:
         """One round's account."""
         return await self.queue.round_counts(round)
+
+    async def source_counts(self, source: AnswerSource) -> LedgerCounts:
+        """The account of one source's groups."""
+        return await self.queue.source_counts(source)
+
+    async def produced(self, version: int, source: AnswerSource) -> int:
+        """How many groups of one source a version was learned from."""
+        return await self.queue.produced(version, source)
+
+    async def known(self, group_ids: Sequence[str]) -> list[str]:
+        """Those of the ids that were admitted."""
+        return await self.queue.known(group_ids)
 
     async def groups(self, **wanted: Any) -> list[GroupRow]:
         """Rows for inspection; the arguments are those of :meth:`ReplayQueue.groups`."""

@@ -10,13 +10,14 @@ from __future__ import annotations
 import fcntl
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from learner.errors import InputError
-from learner.records import GroupState, ScoredGroup, SkipReason, Stage, Ticket
+from learner.records import AnswerSource, GroupState, ScoredGroup, SkipReason, Stage, Ticket
 from workers.replay.rows import LedgerError, PutResult, pack, policy_version, unpack_group
 from workers.replay.view import LedgerView
 
@@ -80,17 +81,18 @@ class ReplayLedger(LedgerView):
         Raises:
             LedgerError: a known id comes with another round or index, or another id holds them.
         """
-        now, new, rounds = self._clock(), 0, dict[int, int]()
+        now, new, admitted = self._clock(), 0, Counter[tuple[int, AnswerSource]]()
         with self._write() as db:
             for ticket in tickets:
                 row = db.execute("SELECT * FROM groups WHERE group_id = ?", (ticket.group_id,)).fetchone()
                 if row is None:
                     try:
                         cursor = db.execute(
-                            "INSERT INTO groups (group_id, round, idx, attempt, state, version, admitted_at, updated_at) "
-                            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                            "INSERT INTO groups (group_id, source, round, idx, attempt, state, version, admitted_at, updated_at) "
+                            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                             (
                                 ticket.group_id,
+                                ticket.source,
                                 ticket.round,
                                 ticket.index,
                                 ticket.attempt,
@@ -106,7 +108,7 @@ class ReplayLedger(LedgerView):
                         ) from error
                     db.execute("INSERT INTO tickets VALUES (?, ?)", (cursor.lastrowid, pack(ticket)))
                     new += 1
-                    rounds[ticket.round] = rounds.get(ticket.round, 0) + 1
+                    admitted[ticket.round, ticket.source] += 1
                     continue
                 _same_place(row, ticket.round, ticket.index)
                 if row["state"] == GroupState.GRANTED and ticket.attempt > row["attempt"]:
@@ -116,8 +118,8 @@ class ReplayLedger(LedgerView):
                     )
                     db.execute("UPDATE tickets SET body = ? WHERE id = ?", (pack(ticket), row["id"]))
             db.executemany(
-                "INSERT INTO admissions (round, groups, admitted_at) VALUES (?, ?, ?)",
-                [(round, groups, now) for round, groups in rounds.items()],
+                "INSERT INTO admissions (round, source, groups, admitted_at) VALUES (?, ?, ?, ?)",
+                [(round, source, groups, now) for (round, source), groups in admitted.items()],
             )
         return new
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from learner.errors import InputError
-from learner.records import GroupState, ScoredGroup, SkipReason, Stage, Ticket
+from learner.records import AnswerSource, GroupState, ScoredGroup, SkipReason, Stage, Ticket
 from workers.replay.ledger import ReplayLedger
 from workers.replay.rows import GroupRow, LedgerCounts, LedgerError, PutResult, policy_version
 
@@ -191,6 +191,18 @@ class ReplayQueue:
     async def round_counts(self, round: int) -> LedgerCounts:
         """One round's account, from rows."""
         return self.ledger.round_counts(round)
+
+    async def source_counts(self, source: AnswerSource) -> LedgerCounts:
+        """The account of one source's groups, from rows."""
+        return self.ledger.source_counts(source)
+
+    async def produced(self, version: int, source: AnswerSource) -> int:
+        """See :meth:`LedgerView.produced`."""
+        return self.ledger.produced(version, source)
+
+    async def known(self, group_ids: Sequence[str]) -> list[str]:
+        """See :meth:`LedgerView.known`."""
+        return self.ledger.known(group_ids)
 
     async def groups(
         self,

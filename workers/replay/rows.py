@@ -8,14 +8,15 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from learner.records import GroupState, Record, ResponseGroup, ScoredGroup, SkipReason, Stage, Ticket
+from learner.records import AnswerSource, GroupState, Record, ResponseGroup, ScoredGroup, SkipReason, Stage, Ticket
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 SCHEMA = """
 CREATE TABLE groups (
     id INTEGER PRIMARY KEY,
     group_id TEXT NOT NULL UNIQUE,
+    source TEXT NOT NULL,              -- where its answers come from
     round INTEGER NOT NULL,
     idx INTEGER NOT NULL,
     attempt INTEGER NOT NULL,
@@ -40,7 +41,13 @@ CREATE INDEX groups_by_product ON groups (produced_version) WHERE produced_versi
 CREATE TABLE tickets (id INTEGER PRIMARY KEY REFERENCES groups (id), body BLOB NOT NULL) STRICT;
 CREATE TABLE payloads (id INTEGER PRIMARY KEY REFERENCES groups (id), body BLOB NOT NULL) STRICT;
 -- What was admitted is written down a second time, so that a row that vanishes unbalances the counts.
-CREATE TABLE admissions (id INTEGER PRIMARY KEY, round INTEGER NOT NULL, groups INTEGER NOT NULL, admitted_at REAL NOT NULL) STRICT;
+CREATE TABLE admissions (
+    id INTEGER PRIMARY KEY,
+    round INTEGER NOT NULL,
+    source TEXT NOT NULL,
+    groups INTEGER NOT NULL,
+    admitted_at REAL NOT NULL
+) STRICT;
 CREATE TABLE commits (
     version INTEGER PRIMARY KEY,
     learner_step INTEGER NOT NULL,
@@ -77,6 +84,9 @@ class LedgerCounts(Record):
     expired: int = 0
     failed: dict[Stage, int] = Field(default_factory=dict)
     duplicates: int = 0
+    sources: dict[AnswerSource, int] = Field(
+        default_factory=dict, description="of the admitted ones, where answers come from"
+    )
 
     @property
     def remaining(self) -> int:
@@ -109,6 +119,7 @@ class GroupRow(Record):
     """One row of the ledger, for inspection and export. ``group`` is absent before scoring and where samples are not kept."""
 
     group_id: str
+    source: AnswerSource
     round: int
     index: int
     attempt: int
@@ -153,6 +164,7 @@ def to_row(row: sqlite3.Row) -> GroupRow:
     """A row of the table ``groups``, joined with its bodies, as a record."""
     return GroupRow(
         group_id=row["group_id"],
+        source=AnswerSource(row["source"]),
         round=row["round"],
         index=row["idx"],
         attempt=row["attempt"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from learner.errors import InputError
-from learner.records import GroupState, SkipReason, Stage, Ticket
+from learner.records import AnswerSource, GroupState, SkipReason, Stage, Ticket
 from workers.replay.rows import (
     SCHEMA,
     SCHEMA_VERSION,
@@ -58,6 +59,20 @@ class LedgerView:
     def round_counts(self, round: int) -> LedgerCounts:
         """The account of one round."""
         return self._counts("WHERE round = ?", (round,))
+
+    def source_counts(self, source: AnswerSource) -> LedgerCounts:
+        """The account of the groups whose answers come from one source."""
+        return self._counts("WHERE source = ?", (source,))
+
+    def produced(self, version: int, source: AnswerSource) -> int:
+        """How many groups of one source a version was learned from."""
+        query = "SELECT count(*) FROM groups WHERE produced_version = ? AND source = ?"
+        return int(self._read(query, (version, source))[0][0])
+
+    def known(self, group_ids: Sequence[str]) -> list[str]:
+        """Those of the ids that were admitted."""
+        query = "SELECT group_id FROM groups WHERE group_id IN (SELECT value FROM json_each(?))"
+        return [row["group_id"] for row in self._read(query, (json.dumps(list(group_ids)),))]
 
     def granted(self) -> list[Ticket]:
         """Tickets whose groups have not arrived, in order; after a restart they are granted again."""
@@ -135,9 +150,9 @@ class LedgerView:
         with self._lock:
             self._db.execute("BEGIN")  # one view of both tables, also beside a writer
             try:
-                admitted = self._db.execute(
-                    f"SELECT coalesce(sum(groups), 0) FROM admissions {where}", values
-                ).fetchone()[0]
+                admissions = self._db.execute(
+                    f"SELECT source, sum(groups) AS groups FROM admissions {where} GROUP BY source", values
+                ).fetchall()
                 rows = self._db.execute(
                     "SELECT state, CASE state WHEN 'skipped' THEN reason WHEN 'failed' THEN stage ELSE '' END AS why, "
                     f"count(*) AS groups, sum(duplicates) AS duplicates FROM groups {where} GROUP BY state, why",
@@ -150,7 +165,7 @@ class LedgerView:
             return {row["why"]: row["groups"] for row in rows if row["state"] == state}
 
         return LedgerCounts(
-            admitted=admitted,
+            admitted=sum(row["groups"] for row in admissions),
             granted=sum(standing(GroupState.GRANTED).values()),
             ready=sum(standing(GroupState.READY).values()),
             leased=sum(standing(GroupState.LEASED).values()),
@@ -159,6 +174,7 @@ class LedgerView:
             expired=sum(standing(GroupState.EXPIRED).values()),
             failed={Stage(why): groups for why, groups in standing(GroupState.FAILED).items()},
             duplicates=sum(row["duplicates"] for row in rows),
+            sources={AnswerSource(row["source"]): row["groups"] for row in admissions},
         )
 
 

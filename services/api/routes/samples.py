@@ -62,6 +62,7 @@ def _sample(row: GroupRow, temperature: float) -> Sample:
     prompt = row.group.prompt if row.group else row.ticket.prompt if row.ticket else None
     base = Sample(
         group_id=row.group_id,
+        source=row.source,
         round=row.round,
         index=row.index,
         state=row.state,

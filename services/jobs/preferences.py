@@ -1,0 +1,144 @@
+"""Preferences that people sent, in the job store: on disk before they are acknowledged (rule 11), each once (rule 10)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+from sqlalchemy import func, select, update
+
+from learner.errors import InputError
+from services.jobs.history import History, job_row
+from services.jobs.records import (
+    Preference,
+    PreferencesReceipt,
+    PreferenceTotals,
+    RefusedPreference,
+    StoredPreference,
+)
+from services.jobs.spec import JobSpec
+from services.jobs.state import JobState, StateConflict
+from services.jobs.tables import PreferenceRow
+
+WAITING, TAKEN, REFUSED = "waiting", "taken", "refused"
+
+
+def check_open(job_id: str, state: JobState, spec: JobSpec) -> None:
+    """Refuse preferences for a job that will not learn from them.
+
+    Raises:
+        StateConflict: it has ended, or its file leaves no room for them.
+    """
+    if spec.feedback.share == 0:
+        raise StateConflict(
+            f"job {job_id} takes no preferences, because its feedback.share is 0; start a job with feedback.share above 0"
+        )
+    if state.terminal:
+        raise StateConflict(f"job {job_id} is already {state}, so nobody would learn from preferences any more")
+
+
+class PreferenceStore(History):
+    """Preferences of jobs. Every method is one transaction."""
+
+    def add_preferences(self, job_id: str, preferences: Sequence[Preference]) -> PreferencesReceipt:
+        """Store preferences: all of them, or none. One that is there already under its id is not stored again.
+
+        Raises:
+            UnknownJob: there is none of that id.
+            StateConflict: the job takes no preferences, or no more.
+            InputError: an id came before with another preference.
+        """
+        ids, new = list[str](), 0
+        with self._write() as session:
+            job = job_row(session, job_id, for_update=True)
+            check_open(job_id, JobState(job.state), JobSpec.model_validate(job.spec))
+            mine = PreferenceRow.job_id == job_id
+            last = session.scalar(select(func.max(PreferenceRow.number)).where(mine)) or 0
+            for place, preference in enumerate(preferences):
+                digest = _digest(preference)
+                identity = preference.id or digest
+                known = session.scalars(select(PreferenceRow).where(mine, PreferenceRow.id == identity)).one_or_none()
+                if known is not None and known.digest != digest:
+                    raise InputError(
+                        f"preferences[{place}]: the id {identity!r} came before with another preference; send a new id"
+                    )
+                ids.append(identity)
+                if known is not None:
+                    continue
+                new += 1
+                row = PreferenceRow(
+                    job_id=job_id,
+                    number=last + new,
+                    id=identity,
+                    digest=digest,
+                    body=preference.model_copy(update={"id": identity}).model_dump(mode="json"),
+                    state=WAITING,
+                    created_at=self._clock(),
+                )
+                session.add(row)
+                session.flush()  # a later one of this call may have the same id
+        return PreferencesReceipt(ids=tuple(ids), stored=new, known=len(ids) - new)
+
+    def waiting_preferences(self, job_id: str, *, limit: int, after: int = 0) -> list[StoredPreference]:
+        """Those that wait for a ticket, the oldest first; ``after`` is the number of the last one already seen."""
+        query = (
+            select(PreferenceRow)
+            .where(PreferenceRow.job_id == job_id, PreferenceRow.state == WAITING, PreferenceRow.number > after)
+            .order_by(PreferenceRow.number)
+            .limit(limit)
+        )
+        with self._read() as session:
+            return [_stored(row) for row in session.scalars(query)]
+
+    def preferences(self, job_id: str, numbers: Sequence[int]) -> list[StoredPreference]:
+        """Preferences by their numbers; those that are not there are left out."""
+        query = select(PreferenceRow).where(PreferenceRow.job_id == job_id, PreferenceRow.number.in_(numbers))
+        with self._read() as session:
+            return [_stored(row) for row in session.scalars(query)]
+
+    def settle_preferences(self, job_id: str, numbers: Sequence[int]) -> None:
+        """Write down that preferences were admitted to the replay queue. Doing it again changes nothing."""
+        if not numbers:
+            return
+        mine = (PreferenceRow.job_id == job_id, PreferenceRow.number.in_(numbers))
+        with self._write() as session:
+            session.execute(update(PreferenceRow).where(*mine, PreferenceRow.state == WAITING).values(state=TAKEN))
+
+    def refuse_preference(self, job_id: str, number: int, reason: str) -> None:
+        """Write down why a preference cannot be learned from."""
+        mine = (PreferenceRow.job_id == job_id, PreferenceRow.number == number)
+        with self._write() as session:
+            session.execute(update(PreferenceRow).where(*mine).values(state=REFUSED, reason=reason))
+
+    def preference_totals(self, job_id: str) -> PreferenceTotals:
+        """How many preferences of a job are in each state."""
+        query = (
+            select(PreferenceRow.state, func.count())
+            .where(PreferenceRow.job_id == job_id)
+            .group_by(PreferenceRow.state)
+        )
+        with self._read() as session:
+            return PreferenceTotals.model_validate({state: count for state, count in session.execute(query)})
+
+    def refused_preferences(self, job_id: str, limit: int) -> list[RefusedPreference]:
+        """The newest refused ones."""
+        query = (
+            select(PreferenceRow)
+            .where(PreferenceRow.job_id == job_id, PreferenceRow.state == REFUSED)
+            .order_by(PreferenceRow.number.desc())
+            .limit(limit)
+        )
+        with self._read() as session:
+            return [RefusedPreference(id=row.id, reason=row.reason or "") for row in session.scalars(query)]
+
+
+def _digest(preference: Preference) -> str:
+    said = preference.model_dump(mode="json", exclude={"id"})
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _stored(row: PreferenceRow) -> StoredPreference:
+    return StoredPreference(
+        number=row.number, id=row.id, digest=row.digest, preference=Preference.model_validate(row.body)
+    )
