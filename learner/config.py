@@ -89,8 +89,9 @@ class OptimizerConfig(Config):
         default="linear", description="Shape of the learning rate."
     )
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1, description="Share of the schedule that rises from 0.")
-    span: Literal["job", "round"] = Field(
-        default="job", description="Whether one schedule spans the job, or each round starts its own (SPPO's recipe)."
+    span: Literal["job", "domain", "round"] = Field(
+        default="job",
+        description="Whether one schedule spans the job, or each domain or each round starts its own (SPPO's recipe: each round).",
     )
 
 

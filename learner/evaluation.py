@@ -72,6 +72,27 @@ def win_rate(order_averaged_logits: ArrayLike, tie_margin: float = 0.0, temperat
     return win_rate_of_outcomes(outcomes.tolist())
 
 
+def win_rate_by_domain(
+    order_averaged_logits: Sequence[float],
+    domains: Sequence[str | None],
+    tie_margin: float = 0.0,
+    temperature: float = 1.0,
+) -> dict[str, WinRate]:
+    """Win rate of the first answers against the second within each domain, domains in alphabetical order.
+
+    Args:
+        order_averaged_logits: as `win_rate` takes them.
+        domains: the domain of each comparison's prompt; comparisons of prompts without one (None) are left out.
+        tie_margin: as `win_rate` takes it.
+        temperature: as `win_rate` takes it.
+    """
+    logits: dict[str, list[float]] = {}
+    for logit, domain in zip(order_averaged_logits, domains, strict=True):
+        if domain is not None:
+            logits.setdefault(domain, []).append(logit)
+    return {domain: win_rate(logits[domain], tie_margin, temperature) for domain in sorted(logits)}
+
+
 KlEstimator = Literal["k1", "k3"]
 
 MAX_EXPONENT = 60.0

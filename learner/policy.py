@@ -255,7 +255,10 @@ class Policy:
     def adapter(self, adapter: str | None = None) -> Adapter:
         """A trained adapter together with what it is trained on top of: the policy, as one adapter of the base."""
         increment = self.increment(adapter)
-        return increment if self.frozen is None else combine([self.frozen, increment], [1.0, 1.0])
+        if self.frozen is None:
+            return increment
+        fresh = not any(value.any() for name, value in increment.state.items() if "lora_B" in name)
+        return combine([self.frozen, increment], [1.0, 0.0 if fresh else 1.0])
 
     def files(self, adapter: str | None = None) -> dict[str, bytes]:
         """The policy under a trained adapter as bytes, in peft's layout; equal weights give equal bytes."""

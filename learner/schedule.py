@@ -17,21 +17,22 @@ class LearningRate:
     def __init__(self, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> None:
         self.optimizer = optimizer
         steps_per_pass = math.ceil(schedule.prompts_per_round / schedule.prompts_per_step)
-        rounds = schedule.training_rounds if optimizer.span == "job" else 1
+        rounds = {"job": schedule.training_rounds, "domain": schedule.rounds, "round": 1}[optimizer.span]
         self.total_steps = rounds * schedule.schedule_epochs * steps_per_pass
         self.warmup_steps = math.ceil(optimizer.warmup_ratio * self.total_steps)
 
-    def at(self, learner_step: int, round_step: int) -> float:
+    def at(self, learner_step: int, round_step: int, domain_step: int = 0) -> float:
         """The rate of the next step.
 
         Args:
             learner_step: steps made since the job began.
             round_step: steps made since the round began.
+            domain_step: steps made since the domain began.
 
         Past the end of the schedule (a round may take more steps than its prompts make whole batches) its last rate
         stays.
         """
-        step = learner_step if self.optimizer.span == "job" else round_step
+        step = {"job": learner_step, "domain": domain_step, "round": round_step}[self.optimizer.span]
         step = min(step, self.total_steps - 1)
         peak = self.optimizer.learning_rate
         if step < self.warmup_steps:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from learner.canary_texts import CanaryCandidates, choose_canary
 from learner.config import TrainerConfig
+from learner.continual import ContinualLearning
 from learner.digests import adapter_digest
 from learner.errors import InputError
 from learner.examples import Example, make_examples, preference_batch, usable_groups
@@ -113,7 +114,9 @@ class Trainer:
         if config.policy.adapter is not None:
             for module in self.modules:
                 self._versions.put(module, 0, self.policy.adapter(self._of(module).slot))
-        self._round, self._round_step = -1, 0
+        self._round, self._round_step, self._domain_step = -1, 0, 0
+        self.continual = ContinualLearning(config, self.policy, self._planned)
+        self._offered: set[str] = set()
         self._candidates = CanaryCandidates()
         self._take_roles(self.fast, self.slow)
 
@@ -139,12 +142,37 @@ class Trainer:
 
     # Versions
 
-    def begin_version(self, round: int, version: int) -> None:
-        """Begin a round, or the next version of it. ``version`` is where it starts, and the reference `round`."""
+    def begin_version(self, round: int, version: int, domain: str | None = None) -> None:
+        """Begin a round, or the next version of it, and with another domain that domain.
+
+        Args:
+            round: number of the round.
+            version: where it starts, and the reference `round`.
+            domain: of the prompts; None where they are mixed. `start` is then the version that the domain began at.
+        """
+        if domain is not None and domain != self.continual.domain:
+            if self.continual.combines and self.continual.domain is not None and not self.continual.ended:
+                self.combine()  # of a single domain, which changes nothing but what is trained from here on
+            self.continual.enter(domain, version)
+            self.references.start = version
+            self._domain_step = 0
         if round != self._round:
             self._round, self._round_step = round, 0
         self.references.round = version
         self.references.forget()
+        self._offered.clear()
+
+    def combine(self) -> dict[str, float]:
+        """End the domain: the policy becomes the combination of the policies so far, with fresh adapters on top.
+
+        Returns:
+            The combination's weights, and how they were found, as metrics.
+        """
+        metrics = self.continual.combine(self.fast.slot)
+        for module in self.modules:
+            self._of(module).begin_afresh()
+        self.policy.train(self.fast.slot)
+        return metrics
 
     def add_canary_candidates(self, texts: Sequence[Sequence[int]]) -> None:
         """Texts that the canary may use, as token ids; for version 0, which has no batches behind it."""
@@ -158,7 +186,9 @@ class Trainer:
             "learner_step": self.learner_step,
             "round": self._round,
             "round_step": self._round_step,
+            "domain_step": self._domain_step,
             "round_version": self.references.round,
+            "continual": self.continual.state_dict(),
             "adapters": {module: self._of(module).state_dict() for module in self.modules},
             "swap": self._swap.state_dict(),
             "swaps": self._swaps,
@@ -167,6 +197,7 @@ class Trainer:
         files = {OPTIMIZER_FILE: self.fast.optimizer_bytes(), STATE_FILE: state_to_bytes(state)}
         if self.slow is not None:
             files[SLOW_OPTIMIZER_FILE] = self.slow.optimizer_bytes()
+        files |= self.continual.to_files(self._slots())
         return self._snapshot("fast", version, files, slow)
 
     def _snapshot(self, module: Module, version: int, state: Mapping[str, bytes], slow: Snapshot | None) -> Snapshot:
@@ -197,23 +228,26 @@ class Trainer:
         if saved["fast"]["slot"] != self.fast.slot:
             assert self.slow is not None
             self._take_roles(self.slow, self.fast)
-        for module, of_module, optimizer in (
-            ("fast", files, OPTIMIZER_FILE),
-            ("slow", slow_files, SLOW_OPTIMIZER_FILE),
-        ):
-            if of_module is not None:
-                trained = self.fast if module == "fast" else self._of("slow")
-                self.policy.load_files(of_module, trained.slot)
-                trained.load(saved[module], files[optimizer])
+        self.continual.restore(state["continual"], files, self._slots())
+        if not self.continual.combines:
+            self.policy.load_files(files, self.fast.slot)
+            if slow_files is not None:
+                self.policy.load_files(slow_files, self._of("slow").slot)
+        for module, optimizer in zip(self.modules, (OPTIMIZER_FILE, SLOW_OPTIMIZER_FILE), strict=False):
+            self._of(module).load(saved[module], files[optimizer])
+        self.policy.train(self.fast.slot)
         self.learner_step = state["learner_step"]
-        self._round, self._round_step = state["round"], state["round_step"]
-        self.references.round = state["round_version"]
+        self._round, self._round_step, self._domain_step = state["round"], state["round_step"], state["domain_step"]
+        self.references.start, self.references.round = self.continual.start_version, state["round_version"]
         self.references.forget()
         self._swap.load_state_dict(state["swap"])
         self._swaps = state["swaps"]
         self._candidates = CanaryCandidates(state["canary_candidates"])
         for module in self.modules:
             self._versions.put(module, state["version"], self.policy.adapter(self._of(module).slot))
+
+    def _slots(self) -> dict[str, str]:
+        return {module: self._of(module).slot for module in self.modules}
 
     def _canary(self, module: Module, version: int) -> tuple[CanaryText, ...]:
         texts = self._candidates.texts
@@ -264,8 +298,7 @@ class Trainer:
     # Steps
 
     def _examples(self, groups: Sequence[ScoredGroup]) -> list[Example]:
-        """What is learned from each usable group. One rule of pairing draws by the log-ratios of all answers."""
-        groups = usable_groups(groups, self.config)
+        """What is learned from each of these groups, which are usable. One rule of pairing draws by the log-ratios of all answers."""
         if not groups or resolve_rule(self.config.objective, self.config.pairing) != "did":
             return make_examples(groups, self.config)
         pairing = self.config.pairing.model_copy(update={"rule": "all"})
@@ -297,7 +330,8 @@ class Trainer:
             InputError: an answer's provenance does not fit the reference.
             TrainingError: the gradient is not finite.
         """
-        examples = self._examples(groups)
+        usable = usable_groups(groups, self.config)
+        examples = self._examples(usable)
         if not examples:
             return StepReport({"pairs": 0.0}, 0, 0, self.learner_step)
         requires = self.fast.objective.requires
@@ -316,7 +350,7 @@ class Trainer:
             others = learned.logps if "other_logps" in requires else None
             behind = self._learn(chased, examples, _with_others(values, others), plan)
 
-        rate = self._rate.at(self.learner_step, self._round_step)
+        rate = self._rate.at(self.learner_step, self._round_step, self._domain_step)
         norm = self.fast.step(rate, self._reducer, self.learner_step)
         metrics = {**learned.sums, "gradient_norm": norm, "learning_rate": rate, "pairs": float(len(examples))}
         if behind is not None and chased is not None:
@@ -327,7 +361,10 @@ class Trainer:
         self.policy.train(self.fast.slot)
         self.learner_step += 1
         self._round_step += 1
+        self._domain_step += 1
 
+        self.continual.remember([group for group in usable if group.group_id not in self._offered])
+        self._offered |= {group.group_id for group in usable}
         self._candidates.add([*prompt, *answer] for example in examples for prompt, answer in example.texts)
         metrics["records"] = float(sum(len(example.selection.records) for example in examples))
         metrics["clipped_gradient"] = float(norm > self.config.optimizer.max_grad_norm)
