@@ -111,11 +111,14 @@ class LearnerWorker(LeasedWorker):
             raise RuntimeError(f"{self.setup.name} was asked for its version before it had started")
         return self.published
 
-    async def begin_version(self, round: int, version: int) -> LearnerStanding:
-        """Learn from here on towards the version after ``version``, with the policy as it stands as the reference `round`."""
+    async def begin_version(self, round: int, version: int, domain: str | None = None) -> LearnerStanding:
+        """Learn from here on towards the version after ``version``, with the policy as it stands as the reference `round`.
+
+        ``domain``: of the prompts; None where they are mixed.
+        """
         if version != self.version:
             raise RuntimeError(f"{self.setup.name} stands at version {self.version}, and cannot go on from {version}")
-        await asyncio.to_thread(self._ready().begin_version, round, version)
+        await asyncio.to_thread(self._ready().begin_version, round, version, domain)
         return self._standing()
 
     async def step(self, count: int, *, minimum: int | None, pass_number: int, round: int | None) -> StepResult | None:
@@ -144,6 +147,17 @@ class LearnerWorker(LeasedWorker):
                 "step_seconds": time.monotonic() - leased,
             },
         )
+
+    async def combine(self, version: int) -> dict[str, float]:
+        """End a domain, and publish the combination of the policies so far as ``version``; its weights, as metrics.
+
+        Calling it again for the version that it stands at changes nothing, and gives no metrics.
+        """
+        if version == self.version:
+            return {}
+        metrics = await asyncio.to_thread(self._ready().combine)
+        await self.publish(version)
+        return metrics
 
     async def publish(self, version: int) -> PolicyVersion:
         """Write the policy as it stands as ``version``, then commit. Calling it again for the version that it stands at changes nothing."""

@@ -44,16 +44,21 @@ def _slow(spec: JobSpec) -> Iterator[str]:
             f"sampling.policy: {sampling.policy} goes with sppo only with objective.reference: behaviour, since each answer's log-ratio is to "
             "the adapter that wrote it; set it, or use another objective"
         )
-    if spec.adapters.swap_by == "win-rate" and slow == "chase" and spec.adapters.swap != "never":
-        if sampling.policy != "both" and sampling.opponent != "slow":
-            yield (
-                "adapters.swap_by: win-rate compares answers of both adapters, and only the "
-                f"{sampling.policy} one writes; set sampling.policy: both, or adapters.swap_by: loss"
-            )
+    swaps_by_wins = spec.adapters.swap_by == "win-rate" and slow == "chase" and spec.adapters.swap != "never"
+    if swaps_by_wins and sampling.policy != "both" and sampling.opponent != "slow":
+        yield (
+            f"adapters.swap_by: win-rate compares answers of both adapters, and only the {sampling.policy} one writes; set "
+            "sampling.policy: both, or adapters.swap_by: loss"
+        )
 
 
 def _domains(spec: JobSpec) -> Iterator[str]:
     schedule = spec.schedule
+    if schedule.domains is not None and schedule.early_stop_rounds is not None:
+        yield (
+            f"schedule.early_stop_rounds: {schedule.early_stop_rounds} does not go with schedule.domains, since a new domain may lower the "
+            "win rate at first; leave it out"
+        )
     if schedule.combine != "none" and spec.policy.adapter is not None:
         yield (
             f"schedule.combine: {schedule.combine} combines what the domains added to the bare model, so it does not go with policy.adapter; "

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from learner.records import AnswerSource, Stage, Ticket
 from learner.seeds import derive_seed
 from services.jobs.crew import Crew
+from services.jobs.domains import DomainPlan
 from services.jobs.errors import JobFailure
 from services.jobs.feedback_intake import FeedbackDesk, RenderedPreference
 from services.jobs.journal import Journal
@@ -61,16 +62,12 @@ class Intake(ABC):
     def __init__(self, spec: JobSpec, prompts: PreparedPrompts, crew: Crew, journal: Journal) -> None:
         schedule = spec.schedule
         self.spec, self.prompts, self.crew, self.journal = spec, prompts, crew, journal
-        self.stream = PromptStream(
-            [prompt.id for prompt in prompts.prompts],
-            shuffle=spec.prompts.shuffle,
-            seed=spec.seed,
-            reuse=spec.schedule.reuse_prompts,
-        )
+        self.plan = DomainPlan(schedule)
+        self.streams = {domain.name: self._stream(domain.name) for domain in self.plan.domains}
         self.queue = crew.queue.link
         self.in_rounds = schedule.mode != "online"
         self.office = TicketOffice(
-            schedule.prompts_per_round, schedule.max_staleness, schedule.rounds, whole_waves=self.in_rounds
+            schedule.prompts_per_round, schedule.max_staleness, self.plan.last_version, whole_waves=self.in_rounds
         )
         self.open = asyncio.Event()
         self.pause = SHORTEST_PAUSE
@@ -103,31 +100,45 @@ class Intake(ABC):
         self.pause = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, PAUSE_SHARE * (time.monotonic() - began)))
         return Standing(version, counts.granted, counts.ready, counts.leased), counts
 
-    def prompts_left(self, counts: LedgerCounts) -> int | None:
-        """Prompts that no ticket has taken yet; None where they begin again."""
-        return self.stream.left(self._position(counts))
+    async def prompts_left(self, version: int, counts: LedgerCounts) -> int | None:
+        """Prompts of the domain that ``version`` learns from which no ticket has taken yet; None where they begin again."""
+        return self.streams[self.plan.at(version).name].left(await self._position(version, counts))
 
-    def _position(self, counts: LedgerCounts) -> int:
-        """Tickets that took one of the job's own prompts."""
+    def _stream(self, domain: str | None) -> PromptStream:
+        prompts = self.prompts.prompts
+        return PromptStream(
+            [prompt.id for prompt in prompts],
+            shuffle=self.spec.prompts.shuffle,
+            seed=self.spec.seed,
+            reuse=self.spec.schedule.reuse_prompts,
+            indices=[i for i, prompt in enumerate(prompts) if domain is None or prompt.domain == domain],
+        )
+
+    async def _position(self, version: int, counts: LedgerCounts) -> int:
+        """Tickets that took one of the job's own prompts, of the domain that ``version`` learns from."""
+        domain = self.plan.at(version)
+        if domain.start > 0:
+            counts = await self.queue.call("round_counts", domain.start, version)
         return counts.sources.get(self.source, 0)
 
     async def _admit(self, version: int, slots: int | None = None) -> list[Ticket]:
         """New tickets, as many as the rule allows and at most ``slots``; they are written down already (rule 3)."""
         standing, counts = await self.standing(version)
-        count = self.office.to_grant(standing, self.prompts_left(counts), slots)
+        count = self.office.to_grant(standing, await self.prompts_left(version, counts), slots)
         if count <= 0:
             return []
-        first = (await self.queue.call("round_counts", version)).admitted
-        self._check_losses(version, first, counts)
+        in_round: LedgerCounts = await self.queue.call("round_counts", version)
+        first = in_round.admitted
+        self._check_losses(version, in_round.sources.get(self.source, 0), counts)
         waiting = await self._from_outside(count)
         spread = {k * count // len(waiting): preference for k, preference in enumerate(waiting)}
-        position = self._position(counts)
+        stream, position = self.streams[self.plan.at(version).name], await self._position(version, counts)
         tickets: list[Ticket] = []
         for k in range(count):
             if (preference := spread.get(k)) is not None:
                 tickets.append(preference.ticket(version, first + k))
             else:
-                tickets.append(self._ticket(version, first + k, self.stream.at(position)))
+                tickets.append(self._ticket(version, first + k, stream.at(position)))
                 position += 1
         await self.queue.call("admit", tickets)
         return tickets

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from learner.records import PolicyVersion
 from services.jobs.crew import Crew
+from services.jobs.domains import DomainPlan
 from services.jobs.errors import JobCancelled, JobFailure
 from services.jobs.evaluations import Evaluator
 from services.jobs.intake import Intake
@@ -52,6 +53,7 @@ class SelfPlayLoop:
         self.watchdog = ProgressWatchdog(spec.resources.fleet.progress_timeout_seconds, clock())
         self.version = 0
         self.learner_step = 0
+        self.plan = DomainPlan(spec.schedule)
         self.unpaused = asyncio.Event()
         self.unpaused.set()
         self.sampled_tokens = (clock(), 0.0)
@@ -91,7 +93,7 @@ class SelfPlayLoop:
         admitting = asyncio.ensure_future(self._admit_forever())
         admitting.add_done_callback(self.supervisor.watch)
         try:
-            while self.version < self.spec.schedule.rounds:
+            while self.version < self.plan.last_version:
                 await self._evaluate_if_due(last=False)
                 stop = self.evaluator.reason_to_stop()
                 if stop is not None:
@@ -99,7 +101,9 @@ class SelfPlayLoop:
                         "stopped_early", f"stopped at version {self.version}: {stop}", version=self.version
                     )
                     break
-                if not await self._learn_version():
+                if self.plan.combines_after(self.version):
+                    await self._combine()
+                elif not await self._learn_version():
                     break
             self.intake.open.clear()
             await self._evaluate_if_due(last=True)
@@ -139,7 +143,14 @@ class SelfPlayLoop:
         while True:
             try:
                 learner = await self.supervisor.ready(self.crew.learner.name)
-                standing: LearnerStanding = await learner.call("begin_version", self.version, self.version)
+                standing: LearnerStanding = await learner.call(
+                    "begin_version",
+                    self.version,
+                    self.version,
+                    self.plan.at(self.version).name,
+                    timeout_seconds=self.spec.resources.learner.step_timeout_seconds,
+                    setting="resources.learner.step_timeout_seconds",
+                )
                 self.learner_step = standing.learner_step
                 self.intake.open.set()
                 learned = await self._learn_passes(began)
@@ -165,6 +176,36 @@ class SelfPlayLoop:
         self.round_metrics |= await self.intake.signal_health(newest.version)
         self._new_version(newest)
         return True
+
+    async def _combine(self) -> None:
+        """Have the learner end a domain, and publish the combination of the policies so far as the next version."""
+        domain, began = self.plan.at(self.version).name, self.clock()
+        self._say(f"combining what was learned up to {domain}")
+        metrics: dict[str, float] = {}
+        while True:
+            try:
+                learner = await self.supervisor.ready(self.crew.learner.name)
+                metrics = await learner.call(
+                    "combine",
+                    self.version + 1,
+                    timeout_seconds=self.spec.resources.learner.step_timeout_seconds,
+                    setting="resources.learner.step_timeout_seconds",
+                )
+                newest: PolicyVersion = await learner.call("newest")
+                break
+            except (WorkerDied, WorkerUnavailable) as error:
+                self.journal.event("learner_interrupted", f"version {self.version + 1} begins again: {error}")
+                newest = await self._go_back()
+                if newest.version > self.version:  # the commit went through, only its answer was lost
+                    break
+        self.round_metrics = {**metrics, "combining_seconds": self.clock() - began}
+        self._new_version(newest)
+        self.journal.event(
+            "combined",
+            f"version {self.version} combines the domains up to {domain}",
+            version=self.version,
+            metrics=metrics,
+        )
 
     async def _go_back(self) -> PolicyVersion:
         """Have the learner go back to the newest committed version, once it and the data are up again (rule 11)."""
@@ -198,7 +239,10 @@ class SelfPlayLoop:
             await self.unpaused.wait()
             standing, counts = await self.intake.standing(self.version)
             want = office.next_batch(standing, self.spec.schedule.prompts_per_step)
-            closed = office.closed(standing, self.intake.prompts_left(counts)) and self.intake.open.is_set()
+            closed = (
+                office.closed(standing, await self.intake.prompts_left(self.version, counts))
+                and self.intake.open.is_set()
+            )
             if closed:
                 want = min(want, standing.ready)
             if want == 0:
@@ -356,7 +400,7 @@ class SelfPlayLoop:
         gathering, gathered = self.intake.gathering, self.intake.gathering_share
         share = gathered * written + (1 - gathered) * min(1.0, standing.leased / size)
         stage = ("learning" if learning else gathering) if self.intake.in_rounds else f"{gathering} and learning"
-        self.journal.progress((self.version + share) / self.spec.schedule.rounds, stage)
+        self.journal.progress((self.version + share) / self.plan.last_version, stage)
 
     def _say(self, stage: str) -> None:
-        self.journal.progress(self.version / self.spec.schedule.rounds, stage)
+        self.journal.progress(self.version / self.plan.last_version, stage)

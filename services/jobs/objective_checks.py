@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from learner.errors import InputError
-from learner.objectives.parameters import ChaseParameters
 from learner.pairing_rules import resolve_rule
 from learner.references import resolve_reference
 from services.jobs.spec import JobSpec
@@ -22,11 +21,6 @@ def objective_problems(spec: JobSpec) -> Iterator[str]:
             check()
         except InputError as error:
             yield str(error)
-    if isinstance(objective, ChaseParameters):
-        yield (
-            "objective.kind: chase needs a fast and a slow module, and a job trains one adapter; use "
-            f"objective.kind: {objective.inner.kind} alone"
-        )
     if spec.pairing.rule == "did" and spec.offline:
         yield (
             "pairing.rule: did draws by how likely the policy was to write an answer, which a file does not say; use auto with "

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from importlib.metadata import entry_points
 
 from learner.objectives.parameters import SppoParameters
+from services.jobs.adapter_checks import adapter_problems
 from services.jobs.machine import SERVICE_CPUS, Machine
 from services.jobs.model_files import EMBEDDING_MODULES, OUTPUT_MODULES
 from services.jobs.objective_checks import objective_problems
@@ -22,6 +23,7 @@ QUEUED_BYTES_PER_TOKEN = 24
 def problems(spec: JobSpec) -> Iterator[str]:
     """Combinations that cannot work, whatever machine and model are used."""
     yield from objective_problems(spec)
+    yield from adapter_problems(spec)
     yield from _offline(spec)
     yield from _opponent(spec)
     yield from _adapters(spec)
@@ -133,8 +135,6 @@ def _adapters(spec: JobSpec) -> Iterator[str]:
 def _opponent(spec: JobSpec) -> Iterator[str]:
     """Who answers beside the policy, and which objectives need or refuse that."""
     sampling, kind = spec.sampling, spec.objective.kind
-    if sampling.opponent == "slow":
-        yield "sampling.opponent: slow has no adapter to answer with, because only one is trained yet; use self, start or version"
     if sampling.opponent != "self" and spec.offline:
         yield (
             f"sampling.opponent: {sampling.opponent} does not go with schedule.mode: offline, where nobody answers training prompts; use self"
@@ -144,7 +144,7 @@ def _opponent(spec: JobSpec) -> Iterator[str]:
             f"sampling.opponent: {sampling.opponent} does not go with sppo, whose win probabilities are measured against the round's policy, "
             "so that it must have written every answer; use self, or another objective"
         )
-    last = spec.schedule.rounds - 1
+    last = spec.schedule.training_rounds - 1
     if sampling.opponent == "version" and (sampling.opponent_version or 0) >= last:
         yield (
             f"sampling.opponent_version: {sampling.opponent_version} would never be met: an opponent is older than the policy, and version "

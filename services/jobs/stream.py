@@ -11,20 +11,39 @@ from learner.errors import InputError
 from learner.seeds import derive_seed
 
 
-def refuse_too_few(prompts: int, schedule: ScheduleConfig) -> None:
-    """See that there are enough prompts for disjoint slices.
+def refuse_too_few(domains: Sequence[str | None], schedule: ScheduleConfig) -> None:
+    """See that there are enough prompts for disjoint slices, of every domain where they are learned one after another.
+
+    Args:
+        domains: the domain of every prompt.
+        schedule: how many are needed.
 
     Raises:
         InputError: there are too few; the numbers and what to change are in the message.
     """
+    if schedule.domains is None:
+        _refuse_too_few(len(domains), schedule, "prompts")
+        return
+    for name in schedule.domains:
+        count = domains.count(name)
+        if count == 0:
+            known = ", ".join(sorted({domain for domain in domains if domain is not None})) or "none"
+            raise InputError(
+                f"schedule.domains: {name} is the domain of no prompt in prompts.source (its domains: {known}); name one of these, or see to "
+                "prompts.domain_column"
+            )
+        _refuse_too_few(count, schedule, f"prompts of domain {name}")
+
+
+def _refuse_too_few(prompts: int, schedule: ScheduleConfig, what: str) -> None:
     per_round, needed = schedule.prompts_per_round, schedule.rounds * schedule.prompts_per_round
     if schedule.reuse_prompts and per_round > prompts:
         raise InputError(
-            f"schedule.prompts_per_round: {per_round} is more than the {prompts} prompts; a round takes each prompt once, so lower it"
+            f"schedule.prompts_per_round: {per_round} is more than the {prompts} {what}; a round takes each prompt once, so lower it"
         )
     if not schedule.reuse_prompts and needed > prompts:
         raise InputError(
-            f"schedule.rounds: {schedule.rounds} rounds of {per_round} prompts need {needed} prompts, and there are {prompts}; "
+            f"schedule.rounds: {schedule.rounds} rounds of {per_round} prompts need {needed} {what}, and there are {prompts}; "
             "lower schedule.rounds or schedule.prompts_per_round, add prompts, or set schedule.reuse_prompts: true"
         )
 
@@ -48,13 +67,18 @@ class PromptStream:
 
     Args:
         ids: the prompts' ids, in their file's order.
+        indices: places in the file of the prompts that take part; all by default.
         shuffle: whether the order is shuffled.
         seed: the job's.
         reuse: begin again, in another order, when they run out.
     """
 
-    def __init__(self, ids: Sequence[str], *, shuffle: bool, seed: int, reuse: bool) -> None:
-        self._ids, self._shuffle, self._seed, self._reuse = tuple(ids), shuffle, seed, reuse
+    def __init__(
+        self, ids: Sequence[str], *, shuffle: bool, seed: int, reuse: bool, indices: Sequence[int] | None = None
+    ) -> None:
+        self._indices = range(len(ids)) if indices is None else tuple(indices)
+        self._ids = tuple(ids[index] for index in self._indices)
+        self._shuffle, self._seed, self._reuse = shuffle, seed, reuse
         self._order = lru_cache(maxsize=2)(self._make_order)
 
     def at(self, position: int) -> Place:
@@ -66,7 +90,7 @@ class PromptStream:
         pass_number, place = divmod(position, len(self._ids))
         if pass_number and not self._reuse:
             raise IndexError(f"position {position} lies beyond the {len(self._ids)} prompts")
-        return Place(self._order(pass_number)[place], pass_number)
+        return Place(self._indices[self._order(pass_number)[place]], pass_number)
 
     def left(self, position: int) -> int | None:
         """Prompts from a position on; None where they never run out."""

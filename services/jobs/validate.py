@@ -7,7 +7,7 @@ takes well under a second; what needs the hub, `datasets` or transformers waits 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +25,13 @@ from services.jobs.paths import is_hub_name, is_prompt_file, resolve_paths
 from services.jobs.prepare import (
     PreparedPrompts,
     context_tokens,
+    held_out_share,
     prepare_evaluation_prompts,
     prepare_prompts,
 )
 from services.jobs.prompts import read_prompts
 from services.jobs.rendering import PromptRenderer
-from services.jobs.spec import JobSpec, PromptsConfig
+from services.jobs.spec import JobSpec
 from services.jobs.stream import refuse_too_few
 from workers.config import FunctionScorer
 
@@ -197,9 +198,9 @@ def _prompts(
             )
     if model is None or not _can_render(model, deep, warnings):
         training = _read(spec) if readable[0] else []
-        held_out = _held_out(spec.evaluation.prompts, readable[1])
+        held_out = _held_out(spec) if readable[1] else []
         if training:
-            refuse_too_few(len(training), spec.schedule)
+            refuse_too_few([prompt.domain for prompt in training], spec.schedule)
         _refuse_overlap(training, held_out, warnings)
         return _summary(training, held_out), None, None, ()
     renderer = PromptRenderer(model.folder, allow_transformers=deep)
@@ -212,11 +213,9 @@ def _prompts(
     prepared = prepare(spec, model, renderer=renderer) if readable[0] else None
     evaluation = prepare_evaluation_prompts(spec, model, renderer=renderer) if readable[1] else None
     if prepared is not None:
-        refuse_too_few(len(prepared), spec.schedule)
-    if evaluation is not None and len(evaluation) < spec.evaluation.count:
-        warnings.append(
-            f"evaluation.count: {spec.evaluation.count} is more than the {len(evaluation)} held-out prompts; all are used"
-        )
+        refuse_too_few([prompt.domain for prompt in prepared.prompts], spec.schedule)
+    if evaluation is not None:
+        warnings.extend(_few_held_out(spec, evaluation.prompts))
     uncompared: tuple[RenderedPrompt, ...] = ()
     if deep and prepared is not None:
         uncompared = tuple(map(RenderedPrompt, prepared.prompts[:COMPARED], prepared.token_ids[:COMPARED]))
@@ -242,8 +241,26 @@ def _can_render(model: ModelFiles, deep: bool, warnings: list[str]) -> bool:
     return False
 
 
-def _held_out(config: PromptsConfig | None, readable: bool) -> list[Prompt]:
-    return read_prompts(config, key="evaluation.prompts") if config is not None and readable else []
+def _held_out(spec: JobSpec) -> list[Prompt]:
+    if spec.evaluation.prompts is None:
+        return []
+    prompts = read_prompts(spec.evaluation.prompts, key="evaluation.prompts")
+    held_out_share(spec, [prompt.domain for prompt in prompts])
+    return prompts
+
+
+def _few_held_out(spec: JobSpec, used: Sequence[Prompt]) -> Iterator[str]:
+    """What to warn of where there are fewer held-out prompts than ``evaluation.count``, or than a domain's share of it."""
+    count, found = spec.evaluation.count, [prompt.domain for prompt in used]
+    share = held_out_share(spec, found)
+    if share is None:
+        if len(used) < count:
+            yield f"evaluation.count: {count} is more than the {len(used)} held-out prompts; all are used"
+        return
+    counts = Counter(found)
+    few = [f"{domain} ({counts[domain]})" for domain in spec.schedule.domains or () if counts[domain] < share]
+    if few:
+        yield f"evaluation.count: {count} is {share} a domain, which is more than there are of {', '.join(few)}; all of those are used"
 
 
 def _refuse_overlap(training: Sequence[Prompt], held_out: Sequence[Prompt], warnings: list[str]) -> None:

@@ -76,6 +76,20 @@ BAD_KEYS: list[tuple[dict[str, Any], str]] = [
         "schedule.max_staleness: 0 does not go with mode: online; set max_staleness to 1 or more, or mode: rounds",
     ),
     (
+        {"schedule": {"domains": ["a", "a"]}},
+        "schedule.domains: ['a', 'a'] must name each domain once; leave it out to mix all prompts",
+    ),
+    (
+        {"schedule": {"mode": "online", "max_staleness": 1, "domains": ["a"]}},
+        "schedule.domains: a list does not go with mode: online, where one domain's answers would be learned from in the next; use mode: "
+        "rounds or offline",
+    ),
+    ({"schedule": {"combine": "cofs"}}, "schedule.combine: cofs needs domains to combine; list them, or set combine: none"),
+    (
+        {"sampling": {"policy": "both", "opponent": "start"}},
+        "sampling.opponent: start does not go with policy: both; an opponent plays the fast adapter: set policy: fast, or opponent: self",
+    ),
+    (
         {"schedule": {"stop_after_epochs": 2}},
         "schedule.stop_after_epochs: 2 is more than schedule_epochs: 1; raise schedule_epochs or lower stop_after_epochs",
     ),
@@ -93,21 +107,58 @@ BAD_COMBINATIONS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"schedule": ONLINE, "resources": {"sampler": {"lora_slots": 3}}},
-        "resources.sampler.lora_slots: 3 is too small for schedule.max_staleness: 2, which keeps 4 versions in use; "
+        "resources.sampler.lora_slots: 3 is too small for schedule.max_staleness: 2, which keeps 4 adapters in use; "
         "raise it to 4 or leave it out",
     ),
     (
         {"resources": {"sampler": {"cpu_lora_slots": 1}}},
-        "resources.sampler.cpu_lora_slots: 1 is less than the 2 versions that may be in use; raise it to 2 or leave it out",
+        "resources.sampler.cpu_lora_slots: 1 is less than the 2 adapters that may be in use; raise it to 2 or leave it out",
     ),
     (
         {"objective": {"kind": "dpo"}, "sampling": {"opponent": "start"}, "resources": {"sampler": {"lora_slots": 2}}},
-        "resources.sampler.lora_slots: 2 is too small for schedule.max_staleness: 0 and sampling.opponent: start, which keeps 3 versions in "
+        "resources.sampler.lora_slots: 2 is too small for schedule.max_staleness: 0 and sampling.opponent: start, which keeps 3 adapters in "
         "use; raise it to 3 or leave it out",
     ),
     (
         {"objective": {"kind": "dpo"}, "sampling": {"opponent": "slow"}},
-        "sampling.opponent: slow has no adapter to answer with, because only one is trained yet; use self, start or version",
+        "sampling.opponent: slow needs a slow adapter, and adapters.slow is off; set it to chase or average",
+    ),
+    (
+        {"objective": {"kind": "dpo"}, "sampling": {"policy": "both"}},
+        "sampling.policy: both needs a slow adapter, and adapters.slow is off; set it to chase or average",
+    ),
+    (
+        {"objective": {"kind": "dpo", "reference": "slow"}},
+        "objective.reference: slow needs a slow adapter, and adapters.slow is off; set it to chase or average",
+    ),
+    (
+        {"objective": {"kind": "dpo"}, "adapters": {"slow": "chase"}},
+        "adapters.slow: chase trains two adapters by objective.kind: chase, not dpo; put a pairwise objective inside it (objective: {kind: "
+        "chase, inner: {kind: dpo}}), or set adapters.slow: average",
+    ),
+    (
+        {"objective": {"kind": "chase", "reference": "slow"}, "adapters": {"slow": "chase"}},
+        "objective.reference: slow does not go with adapters.slow: chase, whose slow adapter would be trained against itself; use start, or "
+        "adapters.slow: average",
+    ),
+    (
+        {"adapters": {"slow": "average"}, "sampling": {"policy": "both"}},
+        "sampling.policy: both goes with sppo only with objective.reference: behaviour, since each answer's log-ratio is to the adapter that "
+        "wrote it; set it, or use another objective",
+    ),
+    (
+        {"objective": {"kind": "chase"}, "adapters": {"slow": "chase", "swap_by": "win-rate"}},
+        "adapters.swap_by: win-rate compares answers of both adapters, and only the fast one writes; set sampling.policy: both, or "
+        "adapters.swap_by: loss",
+    ),
+    (
+        {"schedule": {"domains": ["a"], "early_stop_rounds": 2}, "evaluation": {"prompts": {"source": "held-out.jsonl"}}},
+        "schedule.early_stop_rounds: 2 does not go with schedule.domains, since a new domain may lower the win rate at first; leave it out",
+    ),
+    (
+        {"schedule": {"domains": ["a"], "combine": "mean"}, "adapters": {"slow": "average"}},
+        "schedule.combine: mean begins each domain with fresh adapters, which leaves an average of earlier ones without meaning; use "
+        "adapters.slow: off or chase",
     ),
     (
         {"objective": {"kind": "dpo"}, "sampling": {"opponent": "version", "opponent_version": 1}},

@@ -101,19 +101,31 @@ async def test_a_group_that_nobody_holds_is_dealt_again_at_the_second_look(desk:
 
 
 @pytest.mark.parametrize(
-    ("sampling", "opponents"),
+    ("sampling", "writers"),
     [
-        ({}, [None, None, None, None]),
-        ({"opponent": "start"}, [None, 0, 0, 0]),
-        ({"opponent": "version", "opponent_version": 2}, [None, None, None, 2]),
+        ({}, ["f0 5", "f1 5", "f2 5", "f3 5"]),
+        ({"opponent": "start"}, ["f0 5", "f1 3 f0 2", "f2 3 f0 2", "f3 3 f0 2"]),
+        ({"opponent": "version", "opponent_version": 2}, ["f0 5", "f1 5", "f2 5", "f3 3 f2 2"]),
+        ({"opponent": "slow"}, ["f0 3 s0 2", "f1 3 s1 2", "f2 3 s2 2", "f3 3 s3 2"]),
+        ({"policy": "slow"}, ["s0 5", "s1 5", "s2 5", "s3 5"]),
+        ({"policy": "both", "answers": 4}, ["f0 2 s0 2", "f1 2 s1 2", "f2 2 s2 2", "f3 2 s3 2"]),
     ],
 )
-async def test_a_ticket_names_the_opponent_that_its_version_has(
-    desk: Desk, sampling: dict[str, Any], opponents: list[int | None]
-) -> None:
+async def test_a_ticket_says_who_writes_its_answers(desk: Desk, sampling: dict[str, Any], writers: list[str]) -> None:
     desk.intake.spec = JobSpec.model_validate(desk.intake.spec.model_dump() | {"sampling": sampling})
-    place = desk.intake.stream.at(0)
-    assert [desk.intake._ticket(version, 0, place).opponent for version in range(4)] == opponents
+    place = desk.intake.streams[None].at(0)
+    assert [shown(desk.intake._ticket(version, 0, place)) for version in range(4)] == writers
+
+
+def shown(ticket: Ticket) -> str:
+    return " ".join(f"{share.module[0]}{share.version} {share.answers}" for share in ticket.shares)
+
+
+async def test_the_odd_answer_comes_from_the_two_adapters_by_turns(desk: Desk) -> None:
+    desk.intake.spec = JobSpec.model_validate(desk.intake.spec.model_dump() | {"sampling": {"policy": "both"}})
+    place = desk.intake.streams[None].at(0)
+    shares = [shown(desk.intake._ticket(1, index, place)) for index in range(4)]
+    assert shares == ["f1 3 s1 2", "f1 2 s1 3", "f1 3 s1 2", "f1 2 s1 3"]
 
 
 async def test_a_group_that_is_written_again_under_a_newer_version_gets_that_ones_opponent(desk: Desk) -> None:
@@ -122,4 +134,4 @@ async def test_a_group_that_is_written_again_under_a_newer_version_gets_that_one
         desk.intake.fleet.proved(name, 1)
     await desk.intake._again([desk.ticket], 1)
     (ticket,) = desk.links["s1"].written()
-    assert (ticket.version, ticket.opponent) == (1, 0)
+    assert (ticket.version, shown(ticket)) == (1, "f1 3 f0 2")

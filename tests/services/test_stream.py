@@ -51,8 +51,23 @@ def test_unshuffled_prompts_come_in_the_files_order() -> None:
 
 def test_too_few_prompts_are_refused_with_the_numbers() -> None:
     with pytest.raises(InputError, match="3 rounds of 4 prompts need 12 prompts, and there are 11"):
-        refuse_too_few(11, schedule(3, 4))
+        refuse_too_few([None] * 11, schedule(3, 4))
     with pytest.raises(InputError, match="12 is more than the 11 prompts"):
-        refuse_too_few(11, schedule(3, 12, reuse=True))
-    refuse_too_few(12, schedule(3, 4))
-    refuse_too_few(4, schedule(3, 4, reuse=True))
+        refuse_too_few([None] * 11, schedule(3, 12, reuse=True))
+    refuse_too_few([None] * 12, schedule(3, 4))
+    refuse_too_few([None] * 4, schedule(3, 4, reuse=True))
+
+
+def test_every_listed_domain_needs_prompts_enough_of_its_own() -> None:
+    two = ScheduleConfig(rounds=2, prompts_per_round=2, prompts_per_step=2, domains=("a", "b"))
+    refuse_too_few(["a", "b"] * 4, two)
+    with pytest.raises(InputError, match="need 4 prompts of domain b, and there are 3"):
+        refuse_too_few(["a", "b"] * 3 + ["a"] * 9, two)
+    with pytest.raises(InputError, match=r"domains: b is the domain of no prompt in prompts.source \(its domains: a\)"):
+        refuse_too_few(["a", None] * 9, two)
+
+
+def test_a_domains_stream_takes_its_own_prompts_only_by_their_places_in_the_file() -> None:
+    stream = PromptStream(ids(6), shuffle=True, seed=3, reuse=False, indices=[1, 4, 5])
+    assert sorted(stream.at(position).index for position in range(3)) == [1, 4, 5]
+    assert stream.left(1) == 2

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
-from learner.records import CanaryText, VersionManifest
+from learner.records import CanaryText, Module, PolicyVersion, VersionManifest
 from services.jobs.spec import JobSpec
 from services.jobs.supervisor import Supervisor
 from workers.config import FleetConfig
@@ -37,14 +37,21 @@ class Sampler:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int]] = []
+        self.modules: list[str] = []
         self.digests: dict[int, str] = {}
+        self.slow_digest: str | None = None
 
-    async def call(self, method: str, version: int, **_: Any) -> Any:
+    async def call(self, method: str, version: int, module: Module, **_: Any) -> Any:
         self.calls.append((method, version))
+        self.modules.append(module)
         if method != "load":
             return None
         digest = self.digests.get(version, f"digest-{version}")
-        return LoadProof(sampler="s0", version=version, digest=digest, measured=(TEXT.current,), seconds=0)
+        if module == "slow" and self.slow_digest is not None:
+            digest = self.slow_digest
+        return LoadProof(
+            sampler="s0", module=module, version=version, digest=digest, measured=(TEXT.current,), seconds=0
+        )
 
 
 class Store:
@@ -78,10 +85,12 @@ class World:
         self.fleet.started("s0")
         self.supervisor = Supervisor(crew, self.fleet, journal, spec, sampler_died=None)  # type: ignore[arg-type]
 
-    async def load(self, version: int) -> list[tuple[str, int]]:
+    async def load(self, version: int, *, slow: bool = False) -> list[tuple[str, int]]:
         self.sampler.calls.clear()
+        self.sampler.modules.clear()
         self.fleet.loading("s0", version)
-        await self.supervisor._load("s0", manifest(version))
+        parts = (manifest(version), *([manifest(version).model_copy(update={"module": "slow"})] if slow else []))
+        await self.supervisor._load("s0", PolicyVersion(manifests=parts))
         return list(self.sampler.calls)
 
 
@@ -107,3 +116,13 @@ async def test_a_sampler_whose_opponent_is_wrong_does_not_become_ready() -> None
     world.sampler.digests.clear()
     assert await world.load(3) == [("load", 0), ("load", 3)]
     assert world.fleet.serving(3) == ["s0"]
+
+
+async def test_a_version_of_two_adapters_is_proved_when_both_are() -> None:
+    world = World()
+    assert await world.load(0, slow=True) == [("load", 0), ("load", 0)]
+    assert world.sampler.modules == ["fast", "slow"] and world.fleet.serving(0) == ["s0"]
+    world.sampler.slow_digest = "another"
+    await world.load(1, slow=True)
+    assert world.sampler.modules == ["fast", "slow", "slow"]
+    assert world.fleet.serving(1) == [] and world.events[-1] == ("proof_failed", 1)

@@ -92,9 +92,9 @@ class ReplayWorker(LeasedWorker):
         """The whole job's account."""
         return await self.queue.counts()
 
-    async def round_counts(self, round: int) -> LedgerCounts:
+    async def round_counts(self, round: int, last: int | None = None) -> LedgerCounts:
         """One round's account."""
-        return await self.queue.round_counts(round)
+        return await self.queue.round_counts(round, last)
 
     async def source_counts(self, source: AnswerSource) -> LedgerCounts:
         """The account of one source's groups."""

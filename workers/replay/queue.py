@@ -188,9 +188,9 @@ class ReplayQueue:
         """The whole job's account, from rows."""
         return self.ledger.counts()
 
-    async def round_counts(self, round: int) -> LedgerCounts:
+    async def round_counts(self, round: int, last: int | None = None) -> LedgerCounts:
         """One round's account, from rows."""
-        return self.ledger.round_counts(round)
+        return self.ledger.round_counts(round, last)
 
     async def source_counts(self, source: AnswerSource) -> LedgerCounts:
         """The account of one source's groups, from rows."""

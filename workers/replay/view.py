@@ -56,9 +56,9 @@ class LedgerView:
         """The whole job's account."""
         return self._counts("", ())
 
-    def round_counts(self, round: int) -> LedgerCounts:
-        """The account of one round."""
-        return self._counts("WHERE round = ?", (round,))
+    def round_counts(self, round: int, last: int | None = None) -> LedgerCounts:
+        """The account of one round, or of all rounds from it to ``last``."""
+        return self._counts("WHERE round BETWEEN ? AND ?", (round, round if last is None else last))
 
     def source_counts(self, source: AnswerSource) -> LedgerCounts:
         """The account of the groups whose answers come from one source."""
