@@ -19,7 +19,7 @@ from httpx_sse import connect_sse
 from pydantic import BaseModel
 
 from learner.errors import InputError
-from services.api.models import EventPage, JobPage, MetricSeries, SamplePage, VersionList
+from services.api.models import DomainList, EventPage, JobPage, MetricSeries, SamplePage, VersionList
 from services.jobs.records import (
     FeedbackCounts,
     JobEvent,
@@ -179,6 +179,10 @@ class Client:
     def versions(self, job_id: str) -> tuple[VersionRecord, ...]:
         """The job's versions, oldest first."""
         return self._parsed(VersionList, "GET", f"/v1/jobs/{job_id}/versions").versions
+
+    def domains(self, job_id: str) -> DomainList:
+        """The domains that a job learns one after another, and the win rates on each after each; none where it mixes all prompts."""
+        return self._parsed(DomainList, "GET", f"/v1/jobs/{job_id}/domains")
 
     def logs(self, job_id: str, *, lines: int = 100, file: str | None = None) -> str:
         """The ends of the workers' log files."""

@@ -66,6 +66,13 @@ class JudgedWinRate(Record):
     count: int
 
 
+class DomainWinRate(Record):
+    """The win rates of one domain's held-out prompts; ``gold`` where there is a gold judge."""
+
+    judge: JudgedWinRate
+    gold: JudgedWinRate | None = None
+
+
 class Example(Record):
     """One held-out prompt with version 0's answer and the evaluated version's."""
 
@@ -79,7 +86,8 @@ class EvaluationResult(Record):
 
     ``judge`` is the training scorer, ``gold`` the independent one. ``kl_nats`` is the mean over answers of the k3 estimate of
     KL(version || version 0), summed over tokens; ``kl_k1_nats`` the mean log-ratio on the same answers;
-    ``entropy_nats_per_token`` the version's entropy, estimated on them too.
+    ``entropy_nats_per_token`` the version's entropy, estimated on them too. ``domains`` are the win rates by the prompts' domain,
+    where they carry one.
     """
 
     version: int
@@ -92,9 +100,10 @@ class EvaluationResult(Record):
     truncated_share: float
     seconds: float
     examples: tuple[Example, ...]
+    domains: dict[str, DomainWinRate] = Field(default_factory=dict)
 
     def as_metrics(self) -> dict[str, float]:
-        """The result under stable metric names."""
+        """The result under stable metric names; those of a domain end in a slash and its name."""
         metrics = {
             "win_rate": self.judge.mean,
             "win_rate_low": self.judge.low,
@@ -114,4 +123,12 @@ class EvaluationResult(Record):
                 "gold_win_rate_high": self.gold.high,
                 "gold_tie_rate": self.gold.tie_rate,
             }
+        for domain, rates in self.domains.items():
+            for prefix, rate in (("", rates.judge), ("gold_", rates.gold)):
+                if rate is not None:
+                    metrics |= {
+                        f"{prefix}win_rate/{domain}": rate.mean,
+                        f"{prefix}win_rate_low/{domain}": rate.low,
+                        f"{prefix}win_rate_high/{domain}": rate.high,
+                    }
         return metrics

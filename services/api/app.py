@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from services.api import problems
 from services.api.context import Context
 from services.api.middleware import BodyLimit, Envelope, Guard
-from services.api.routes import files, health, history, jobs, preferences, samples, versions
+from services.api.routes import domains, files, health, history, jobs, preferences, samples, versions
 from services.api.telemetry import JobCollector, RequestTelemetry
 from services.jobs.dispatcher import Dispatcher
 from services.jobs.load import parse_job
@@ -59,7 +59,7 @@ def create_app(
     )
     app.state.context = Context(settings, store, admit or admission(settings), registry, ready)
     problems.install(app)
-    for routes in (jobs, history, samples, preferences, versions, files):
+    for routes in (jobs, history, samples, preferences, versions, domains, files):
         app.include_router(routes.router, prefix="/v1")
     app.include_router(health.router)
     api_key = settings.api_key.get_secret_value() if settings.api_key else None

@@ -88,3 +88,38 @@ class SamplePage(Record):
 
     samples: tuple[Sample, ...]
     next: str | None
+
+
+class DomainVersions(Record):
+    """The versions of one domain: learned from ``start`` on up to ``learned``, and ended by ``end``.
+
+    ``end`` is one more than ``learned`` where a combination follows.
+    """
+
+    name: str
+    start: int
+    learned: int
+    end: int
+
+
+class Transfer(Record):
+    """How learning domain after domain went, by one judge's win rates on held-out prompts; null where not measured yet.
+
+    ``win_rates[t][d]`` is the win rate on domain d, counted from 0, after t domains: row 0 is version 0's. The averages are over the
+    domains learned so far.
+    """
+
+    win_rates: tuple[tuple[float | None, ...], ...]
+    learned: int = Field(description="how many domains have been learned and evaluated")
+    average_win_rate: float | None
+    forgetting: float | None
+    backward_transfer: float | None
+    forward_transfer: float | None
+
+
+class DomainList(Record):
+    """A job's domains in the order of learning; none where it mixes all prompts. ``gold`` is null without a gold judge's win rates."""
+
+    domains: tuple[DomainVersions, ...] = ()
+    scorer: Transfer | None = None
+    gold: Transfer | None = None

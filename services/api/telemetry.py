@@ -60,11 +60,13 @@ class JobCollector(Collector):
             for name, point in self._store.newest_metrics(job.id).items():
                 if point.value is None:
                     continue
-                key = f"sparring_{_NOT_IN_NAMES.sub('_', name)}"
+                metric, _, domain = name.partition("/")
+                key = f"sparring_{_NOT_IN_NAMES.sub('_', metric)}{'_by_domain' if domain else ''}"
+                labels = ["job", "domain"] if domain else ["job"]
                 family = families.setdefault(
-                    key, GaugeMetricFamily(key, f"Newest value of the metric {name}.", labels=["job"])
+                    key, GaugeMetricFamily(key, f"Newest value of the metric {metric}.", labels=labels)
                 )
-                family.add_metric([job.id], point.value)
+                family.add_metric([job.id, domain] if domain else [job.id], point.value)
         yield progress
         yield version
         yield from families.values()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from services.cli.source import Jobs, LocalJobs, RemoteJobs, UrlOption, open_jobs, open_service
-from services.jobs.records import JobRecord, JobSummary, VersionRecord
+from services.cli.source import LocalJobs, RemoteJobs, UrlOption, open_jobs, open_service
+from services.jobs.records import JobRecord, JobSummary, MetricPoint, VersionRecord
 from services.jobs.state import JobState
 from services.settings import Settings, is_loopback
 
@@ -76,11 +76,17 @@ def show(job_id: JobArgument, url: UrlOption = None, json_: JsonOption = False) 
     if json_:
         typer.echo(job.model_dump_json(indent=2))
         return
+    from services.cli.tables import show_domains, show_transfer
+
     console = Console()
-    console.print(_facts(job, jobs))
+    newest = jobs.newest_metrics(job_id)
+    by_domain = {name: newest.pop(name).value for name in list(newest) if "/" in name}
+    console.print(_facts(job, newest))
     versions = jobs.versions(job_id)
     if versions:
         console.print(_versions_table(versions))
+    show_domains(by_domain, console)
+    show_transfer(job, versions, console)
 
 
 def watch(job_id: JobArgument, url: UrlOption = None) -> None:
@@ -187,7 +193,7 @@ def _jobs_table(jobs: Sequence[JobSummary]) -> Table:
     return table
 
 
-def _facts(job: JobRecord, jobs: Jobs) -> Table:
+def _facts(job: JobRecord, metrics: Mapping[str, MetricPoint]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -205,7 +211,7 @@ def _facts(job: JobRecord, jobs: Jobs) -> Table:
         ("labels", escape(", ".join(f"{name}={value}" for name, value in job.metadata.items()))),
         ("files", escape(f"{job.home}/jobs/{job.id}")),
     ]
-    for name, point in sorted(jobs.newest_metrics(job.id).items()):
+    for name, point in sorted(metrics.items()):
         if point.value is not None:
             rows.append((name, f"{point.value:.6g}"))
     for name, text in rows:

@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from learner.errors import InputError
 from services.cli.progress import JobView
+from services.cli.tables import show_transfer
 from services.jobs.layout import JobPaths
 from services.jobs.records import JobRecord
 from services.jobs.state import JobState, RequestedAction, StateConflict
@@ -54,6 +55,7 @@ def tell_end(job: JobRecord, settings: Settings, console: Console) -> None:
         console.print(f"Logs: {paths.logs}", soft_wrap=True)
     else:
         console.print(f"[bold]{job.id}[/] {job.state}.")
+    show_transfer(job, _store(settings).versions(job.id), console)
     chosen = job.best_version if job.best_version is not None else job.current_version
     if chosen is not None:
         which = "best" if job.best_version is not None else "newest"

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from learner.seeds import derive_seed
 from services.jobs.crew import Crew
+from services.jobs.domains import DomainPlan
 from services.jobs.journal import Journal
 from services.jobs.prepare import PreparedPrompts
 from services.jobs.selection import Evaluation, best_version, stop_reason
 from services.jobs.spec import JobSpec
+from services.jobs.transfer import transfer_metrics
 from workers.errors import WorkerError
 from workers.fleet import Fleet
 from workers.messages import EvaluationItem, EvaluationResult
@@ -42,6 +44,7 @@ class Evaluator:
         self, spec: JobSpec, prompts: PreparedPrompts | None, crew: Crew, fleet: Fleet, journal: Journal
     ) -> None:
         self.spec, self.prompts, self.crew, self.fleet, self.journal = spec, prompts, crew, fleet, journal
+        self.plan = DomainPlan(spec.schedule)
         self.evaluations: list[Evaluation] = []
         self.baseline: list[Any] = []
 
@@ -53,9 +56,10 @@ class Evaluator:
                 self.evaluations.append(Evaluation(record.version, rate, kl))
 
     def due(self, version: int, last: bool) -> bool:
-        """Whether a version is to be evaluated."""
+        """Whether a version is to be evaluated: every so many, version 0 among them, the last one, and the end of every domain."""
         done = any(evaluation.version == version for evaluation in self.evaluations)
-        return self.prompts is not None and not done and (last or version % self.spec.evaluation.every == 0)
+        wanted = last or version % self.spec.evaluation.every == 0 or self.plan.ends_at(version) is not None
+        return self.prompts is not None and not done and wanted
 
     async def evaluate(
         self, version: int, extra: dict[str, float], ready: Callable[[], Awaitable[None]]
@@ -81,9 +85,22 @@ class Evaluator:
                 if attempt == TRIES - 1:
                     raise
                 await asyncio.sleep(RETRY_SECONDS)
+        self.record(result, extra)
+        return result
+
+    def record(self, result: EvaluationResult, extra: Mapping[str, float]) -> None:
+        """Write an evaluation down, with the averages over domains where its version ends one.
+
+        Args:
+            result: what came out.
+            extra: further metrics of this version for the same row.
+        """
+        version, store, job_id = result.version, self.journal.store, self.journal.job_id
         metrics = {**result.as_metrics(), **extra}
+        measured = {record.version: record.metrics for record in store.versions(job_id) if record.module == "fast"}
+        metrics |= transfer_metrics(self.plan, version, {**measured, version: metrics})
         self.journal.metrics(metrics, version=version)
-        self.journal.store.set_version_metrics(self.journal.job_id, version, metrics)
+        store.set_version_metrics(job_id, version, metrics)
         self.evaluations.append(Evaluation(version, result.judge.mean, result.kl_nats))
         self.journal.event(
             "evaluated",
@@ -94,8 +111,7 @@ class Evaluator:
         )
         best = best_version(self.evaluations)
         if best is not None:
-            self.journal.store.mark_best(self.journal.job_id, best)
-        return result
+            store.mark_best(job_id, best)
 
     def reason_to_stop(self) -> str | None:
         """Why the job should stop now, if it should."""

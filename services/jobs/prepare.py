@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,15 @@ class PreparedPrompts:
     def first(self, count: int) -> PreparedPrompts:
         """The first ``count`` of them; the counts of what was left out stay."""
         return PreparedPrompts(self.prompts[:count], self.token_ids[:count], self.skipped, self.truncated)
+
+    def select(self, places: Sequence[int]) -> PreparedPrompts:
+        """Those at ``places``, in that order; the counts of what was left out stay."""
+        return PreparedPrompts(
+            tuple(self.prompts[place] for place in places),
+            tuple(self.token_ids[place] for place in places),
+            self.skipped,
+            self.truncated,
+        )
 
 
 def context_tokens(spec: JobSpec, model: ModelFiles) -> int | None:
@@ -78,8 +88,10 @@ def prepare_evaluation_prompts(
 ) -> PreparedPrompts | None:
     """The held-out prompts, at most ``evaluation.count`` of them; ``None`` where the job has none.
 
+    With ``schedule.domains`` they are drawn from the listed domains, in shares as equal as the source allows.
+
     Raises:
-        InputError: as `read_prompts` and `render_prompts` say.
+        InputError: as `read_prompts`, `render_prompts` and `held_out_share` say.
     """
     config = spec.evaluation.prompts
     if config is None:
@@ -88,13 +100,49 @@ def prepare_evaluation_prompts(
     prepared = render_prompts(read_prompts(config, base_dir, key=key), config, spec, model, key, renderer)
     if config.shuffle:
         order = shuffled([prompt.id for prompt in prepared.prompts], derive_seed(spec.seed, "evaluation prompts"))
-        prepared = PreparedPrompts(
-            tuple(prepared.prompts[index] for index in order),
-            tuple(prepared.token_ids[index] for index in order),
-            prepared.skipped,
-            prepared.truncated,
+        prepared = prepared.select(order)
+    share = held_out_share(spec, [prompt.domain for prompt in prepared.prompts])
+    if share is None:
+        return prepared.first(spec.evaluation.count)
+    taken: Counter[str | None] = Counter()
+    chosen = []
+    for place, prompt in enumerate(prepared.prompts):
+        if prompt.domain in (spec.schedule.domains or ()) and taken[prompt.domain] < share:
+            taken[prompt.domain] += 1
+            chosen.append(place)
+    return prepared.select(chosen)
+
+
+def held_out_share(spec: JobSpec, found: Iterable[str | None]) -> int | None:
+    """How many held-out prompts each of ``schedule.domains`` gives at most: an equal share of ``evaluation.count``, rounded down.
+
+    Args:
+        spec: the job, which has held-out prompts.
+        found: the domain of every held-out prompt; None for one that carries none.
+
+    Returns:
+        None where the job lists no domains.
+
+    Raises:
+        InputError: a listed domain has no held-out prompt, or ``evaluation.count`` is less than one for each.
+    """
+    listed, config = spec.schedule.domains, spec.evaluation.prompts
+    if listed is None or config is None:
+        return None
+    if spec.evaluation.count < len(listed):
+        raise InputError(
+            f"evaluation.count: {spec.evaluation.count} is not enough for {len(listed)} domains; raise it to {len(listed)} or more"
         )
-    return prepared.first(spec.evaluation.count)
+    counts = Counter(found)
+    missing = [domain for domain in listed if not counts[domain]]
+    if missing:
+        others = ", ".join(f"{domain} ({count})" for domain, count in sorted(counts.items(), key=str) if domain)
+        raise InputError(
+            f"evaluation.prompts: {config.source} holds no prompt of the domain {missing[0]!r} that schedule.domains lists "
+            f"(field {config.domain_column!r}; found: {others or 'none with a domain'}); add held-out prompts of it, name the field "
+            "with evaluation.prompts.domain_column, or take it out of schedule.domains"
+        )
+    return spec.evaluation.count // len(listed)
 
 
 def render_prompts(

@@ -21,6 +21,9 @@ from services.jobs.spec import PromptsConfig
 
 ROLES = ("system", "user", "assistant")
 
+MAX_DOMAIN_CHARACTERS = 255
+"""Of a domain's name, which becomes part of metric names."""
+
 Row = tuple[str, Mapping[str, Any]]
 """Where an entry stands (file and line), and its fields."""
 
@@ -96,6 +99,10 @@ def _prompt(
     domain = row.get(config.domain_column)
     if domain is not None and not isinstance(domain, str):
         raise InputError(f"{where}: the domain must be text, not {domain!r}")
+    if domain is not None and len(domain) > MAX_DOMAIN_CHARACTERS:
+        raise InputError(
+            f"{where}: the domain {short(domain)} has {len(domain)} characters; a domain's name has at most {MAX_DOMAIN_CHARACTERS}"
+        )
     try:
         return Prompt(id=str(identity), messages=tuple(messages), domain=domain or None)
     except ValidationError as error:

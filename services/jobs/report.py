@@ -11,6 +11,7 @@ import jinja2
 
 from services.jobs.records import JobEvent, JobRecord, MetricPoint, VersionRecord
 from services.jobs.store import JobStore
+from services.jobs.transfer import IN_WORDS, JobTransfer, averages_in_words, job_transfer
 
 CURVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("KL to version 0", ("kl_nats",), "nats an answer"),
@@ -82,7 +83,7 @@ def write_report(store: JobStore, job_id: str, path: Path) -> Path:
     page = environment.get_template("report.html").render(
         job=job,
         rows=version_rows(versions),
-        pictures=[*_win_rates(versions), *_curves(series)],
+        pictures=[*_win_rates(versions), *_transfer(job_transfer(job, versions)), *_curves(series)],
         examples=[readable(example) for example in examples(events, _shown_version(job, versions))],
         events=[event for event in events if event.kind != "evaluated"][-200:],
     )
@@ -123,6 +124,27 @@ def _win_rates(versions: Sequence[VersionRecord]) -> list[str]:
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
     return [_svg(figure)]
+
+
+def _transfer(transfer: JobTransfer | None) -> list[str]:
+    """Each judge's win rates by domain, as a heat map with the numbers in its cells, where a job learns domain after domain."""
+    if transfer is None:
+        return []
+    pictures = []
+    for judge, matrix in transfer.matrices.items():
+        rows = [[float("nan") if rate is None else rate for rate in row] for row in matrix.rows]
+        figure, axes = _figure(f"Win rate by domain, {IN_WORDS[judge]}", "")
+        axes.grid(visible=False)
+        axes.imshow(rows, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
+        # a domain's name is plain text, also where it has a dollar sign
+        axes.set_xticks(range(len(matrix.domains)), matrix.domains, fontsize=7, parse_math=False)
+        axes.set_yticks(range(len(rows)), transfer.row_names[: len(rows)], fontsize=7, parse_math=False)
+        for t, row in enumerate(matrix.rows):
+            for column, rate in enumerate(row):
+                axes.text(column, t, "" if rate is None else f"{rate:.0%}", ha="center", va="center", fontsize=8)
+        axes.set_xlabel("\n".join(averages_in_words(matrix).split(", ")), fontsize=7)
+        pictures.append(_svg(figure))
+    return pictures
 
 
 def _curves(series: Mapping[str, Sequence[MetricPoint]]) -> list[str]:

@@ -95,7 +95,7 @@ class MetricRow(Base):
 
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
-    name: Mapped[str] = mapped_column(String(96))
+    name: Mapped[str] = mapped_column(String(320))  # a prompt's domain may be part of it
     value: Mapped[float | None]
     version: Mapped[int | None]
     learner_step: Mapped[int | None]

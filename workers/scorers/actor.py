@@ -21,9 +21,10 @@ from learner.records import ResponseGroup, ScoredGroup, ScorerIdentity
 from workers import logs, process_tree
 from workers.cluster import LeasedWorker, Link, WorkerDied, WorkerUnavailable
 from workers.config import AnyScorer, FunctionScorer, ScorerConfig, ScorerResources
-from workers.messages import EvaluationAnswer, EvaluationResult, Example, JudgedWinRate
+from workers.messages import EvaluationAnswer, EvaluationResult, Example
 from workers.scorers.base import Comparison, PreferenceScorer, ScoreResult
 from workers.scorers.health import SignalHealth
+from workers.scorers.judging import by_domain, judge
 from workers.scorers.shuffle import shuffled
 
 MAX_BATCH_GROUPS = 32
@@ -133,14 +134,15 @@ class ScorerWorker(LeasedWorker):
             Comparison(prompt=answer.prompt, answers=(answer.answer.text, start[answer.prompt.id].answer.text))
             for answer in policy
         ]
-        judge = await asyncio.to_thread(self._judge, self._ready(), comparisons, self.setup.scorer.temperature)
-        gold = None if self.gold is None else await asyncio.to_thread(self._judge, self.gold, comparisons, 1.0)
+        margin, temperature = self.setup.tie_margin, self.setup.scorer.temperature
+        judged = await asyncio.to_thread(judge, self._ready(), comparisons, margin, temperature)
+        gold = None if self.gold is None else await asyncio.to_thread(judge, self.gold, comparisons, margin, 1.0)
         logprobs = [answer.answer.logprobs or () for answer in policy]
         references = [answer.reference_logprobs for answer in policy]
         return EvaluationResult(
             version=version,
-            judge=judge,
-            gold=gold,
+            judge=judged.overall,
+            gold=None if gold is None else gold.overall,
             kl_nats=evaluation.kl_divergence(logprobs, references, "k3").nats,
             kl_k1_nats=evaluation.kl_divergence(logprobs, references, "k1").nats,
             entropy_nats_per_token=evaluation.entropy_per_token(logprobs),
@@ -151,6 +153,7 @@ class ScorerWorker(LeasedWorker):
                 Example(prompt=answer.prompt, before=start[answer.prompt.id].answer.text, after=answer.answer.text)
                 for answer in policy[: self.setup.examples]
             ),
+            domains=by_domain(judged, gold),
         )
 
     async def metrics(self) -> dict[str, float]:
@@ -180,12 +183,6 @@ class ScorerWorker(LeasedWorker):
         if self.scorer is None:
             raise RuntimeError(f"{self.setup.name} was asked to score before it had started")
         return self.scorer
-
-    def _judge(self, scorer: PreferenceScorer, comparisons: Sequence[Comparison], temperature: float) -> JudgedWinRate:
-        results = scorer.score(comparisons)
-        logits = [(float(r.ordered_logits[0, 1]) - float(r.ordered_logits[1, 0])) / 2 for r in results]
-        rate = evaluation.win_rate(logits, self.setup.tie_margin, temperature)
-        return JudgedWinRate(mean=rate.mean, low=rate.low, high=rate.high, tie_rate=rate.ties, count=rate.count)
 
     async def _store(self, group: ScoredGroup, skip: object) -> str:
         limit = time.monotonic() + self.setup.put_timeout_seconds
