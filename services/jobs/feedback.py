@@ -70,7 +70,7 @@ def given_pair(where: str, preference: Preference, system: str | None = None) ->
     """A preference as a pair: its prompt as chat turns, and which answer is better beyond doubt.
 
     Raises:
-        InputError: its prompt is neither text nor chat messages that end with the user's, or an answer is empty.
+        InputError: its prompt is neither text nor chat messages that end with the user's, an answer is empty, or both are the same.
     """
     turns = chat_turns(where, preference.prompt, what="'prompt'")
     if system is not None and turns[0].role != "system":
@@ -81,6 +81,10 @@ def given_pair(where: str, preference: Preference, system: str | None = None) ->
         chat_turns(where, getattr(preference, name), "assistant", f"'{name}'")[0].text
         for name in ("chosen", "rejected")
     )
+    if chosen == rejected:
+        raise InputError(
+            f"{where}: 'chosen' and 'rejected' are the same text, so that nothing can be learned from them"
+        )
     prompt = Prompt(id=f"feedback/{preference.id or ''}", messages=tuple(turns), domain=preference.domain)
     return GivenPair(where, prompt, chosen, rejected, CERTAIN_LOGIT)
 

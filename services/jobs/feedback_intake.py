@@ -64,19 +64,21 @@ class FeedbackDesk:
         self.store, self.queue = journal.store, crew.queue.link
         self._left_over = True  # by an earlier controller, or by a queue that died
 
-    async def take(self, count: int) -> list[RenderedPreference]:
+    async def take(self, count: int, other_domains: Sequence[str] = ()) -> list[RenderedPreference]:
         """The preferences that have waited longest: at most ``count``, and no more than the share leaves room for.
 
         A version is made of the groups that are leased when it is published, so no version exceeds the share when granted, ready and
-        leased groups together never do.
+        leased groups together never do. Those of ``other_domains`` wait until it is their domain's turn.
         """
         job_id, found, after = self.crew.job_id, list[RenderedPreference](), 0
-        if not self.store.waiting_preferences(job_id, limit=1):
+        if not self.store.waiting_preferences(job_id, limit=1, leave_out=other_domains):
             return []
         account: LedgerCounts = await self.queue.call("source_counts", AnswerSource.FEEDBACK)
         room = min(count, self.spec.feedback_groups - account.remaining)
         while len(found) < room and (
-            waiting := self.store.waiting_preferences(job_id, limit=room - len(found), after=after)
+            waiting := self.store.waiting_preferences(
+                job_id, limit=room - len(found), after=after, leave_out=other_domains
+            )
         ):
             after = waiting[-1].number
             known = set(await self.queue.call("known", [self._group_id(stored.number) for stored in waiting]))

@@ -130,7 +130,7 @@ class Intake(ABC):
         in_round: LedgerCounts = await self.queue.call("round_counts", version)
         first = in_round.admitted
         self._check_losses(version, in_round.sources.get(self.source, 0), counts)
-        waiting = await self._from_outside(count)
+        waiting = await self._from_outside(version, count)
         spread = {k * count // len(waiting): preference for k, preference in enumerate(waiting)}
         stream, position = self.streams[self.plan.at(version).name], await self._position(version, counts)
         tickets: list[Ticket] = []
@@ -143,7 +143,7 @@ class Intake(ABC):
         await self.queue.call("admit", tickets)
         return tickets
 
-    async def _from_outside(self, count: int) -> Sequence[RenderedPreference]:
+    async def _from_outside(self, version: int, count: int) -> Sequence[RenderedPreference]:
         """What takes the place of self-play in at most ``count`` groups."""
         return ()
 
@@ -214,8 +214,11 @@ class SelfPlayIntake(Intake):
             await self.feedback.put(tickets)
         return len(tickets)
 
-    async def _from_outside(self, count: int) -> Sequence[RenderedPreference]:
-        return () if self.feedback is None else await self.feedback.take(count)
+    async def _from_outside(self, version: int, count: int) -> Sequence[RenderedPreference]:
+        if self.feedback is None:
+            return ()
+        now = self.plan.at(version).name
+        return await self.feedback.take(count, [name for name in self.spec.schedule.domains or () if name != now])
 
     async def observe(self, version: int, statuses: Iterable[SamplerStatus]) -> None:
         """Learn from the samplers' statuses: what arrived, what failed, and what nobody works on any more."""

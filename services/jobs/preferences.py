@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, or_, select, update
 
 from learner.errors import InputError
 from services.jobs.history import History, job_row
@@ -80,11 +80,21 @@ class PreferenceStore(History):
                 session.flush()  # a later one of this call may have the same id
         return PreferencesReceipt(ids=tuple(ids), stored=new, known=len(ids) - new)
 
-    def waiting_preferences(self, job_id: str, *, limit: int, after: int = 0) -> list[StoredPreference]:
-        """Those that wait for a ticket, the oldest first; ``after`` is the number of the last one already seen."""
+    def waiting_preferences(
+        self, job_id: str, *, limit: int, after: int = 0, leave_out: Sequence[str] = ()
+    ) -> list[StoredPreference]:
+        """Those that wait for a ticket, the oldest first.
+
+        Args:
+            limit: at most so many.
+            after: number of the last one already seen.
+            leave_out: domains that are not asked for.
+        """
+        domain = PreferenceRow.body["domain"].as_string()
         query = (
             select(PreferenceRow)
             .where(PreferenceRow.job_id == job_id, PreferenceRow.state == WAITING, PreferenceRow.number > after)
+            .where(or_(domain.is_(None), domain.not_in(leave_out)))
             .order_by(PreferenceRow.number)
             .limit(limit)
         )

@@ -84,6 +84,7 @@ async def http(settings: Settings, store: JobStore) -> AsyncIterator[httpx.Async
         ({**CLICK, "rejected": None}, "here: rejected: "),
         ({name: text for name, text in CLICK.items() if name != "chosen"}, "here: chosen: "),
         ({**CLICK, "id": 7}, "here: id: "),
+        ({**CLICK, "rejected": "good"}, "here: 'chosen' and 'rejected' are the same text"),
         ({**CLICK, "better": "x"}, "here: better: "),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,12 +79,8 @@ class Desk:
     """An intake of self-play and preferences before a real ledger and a real store, with one sampler that serves every version."""
 
     def __init__(self, folder: Path, share: float = 0.25, **sections: Any) -> None:
-        data = job(
-            feedback={"share": share},
-            schedule={"reuse_prompts": True, "rounds": 9},
-            objective={"kind": "dpo"},
-            **sections,
-        )
+        schedule = {"reuse_prompts": True, "rounds": 9} | sections.pop("schedule", {})
+        data = job(feedback={"share": share}, schedule=schedule, objective={"kind": "dpo"}, **sections)
         self.folder, self.validated = folder, validate_job(parse_job(data), folder)
         self.spec = self.validated.spec
         self.store = JobStore(f"sqlite:///{folder}/jobs.sqlite")
@@ -198,8 +195,8 @@ async def test_preferences_are_spread_among_self_play_and_cost_no_prompt(desk: D
     rows = desk.ledger.groups(limit=100)
     assert [row.index for row in rows if row.source is AnswerSource.FEEDBACK] == [0, 4]
     asked = [ticket.prompt.id for ticket in desk.sampler.tickets]
-    assert asked == [desk.intake.prompts.prompts[desk.intake.stream.at(k).index].id for k in range(6)]
-    assert desk.intake.prompts_left(await desk.intake.counts()) is None
+    stream, prompts = desk.intake.streams[None], desk.intake.prompts.prompts
+    assert asked == [prompts[stream.at(k).index].id for k in range(6)]
 
 
 async def test_a_preferences_group_says_who_said_it_and_that_nobody_sampled_it(desk: Desk) -> None:
@@ -217,17 +214,17 @@ async def test_a_preferences_group_says_who_said_it_and_that_nobody_sampled_it(d
         assert (answer.version, answer.logprobs) == (None, None) and answer.token_ids[-1] == 2
 
 
-async def test_a_skipped_preference_is_counted_with_its_reason_and_replaced(desk: Desk) -> None:
-    desk.send(0, chosen="same", rejected="same")
-    desk.send(1)
-    await desk.intake.grant(0)
-    desk.sample()
-    assert await desk.intake.grant(0) == 1
-    desk.sample()
-    assert desk.learn() == 1
+async def test_skipped_preferences_are_counted_with_their_reason_and_never_fail_the_job(folder: Path) -> None:
+    desk = Desk(folder, scorer={"temperature": 1000}, pairing={"tie_margin": 0.1})
+    desk.send(*range(9 * GROUPS))
+    for _ in range(40):  # wave after wave of people's preferences that count as ties
+        await desk.intake.grant(0)
+        desk.sample()
     account = count_feedback(desk.store, desk.job_id)
-    assert account.skipped == {SkipReason.IDENTICAL: 1} and (account.waiting, account.consumed) == (0, 1)
+    assert (account.skipped, account.waiting) == ({SkipReason.TIE: 72}, 0)
     assert (await desk.intake.counts()).balanced
+    desk.ledger.close()
+    desk.store.close()
 
 
 async def test_a_controller_that_died_at_any_moment_is_replaced_without_loss_or_repetition(folder: Path) -> None:
@@ -293,6 +290,22 @@ async def test_what_only_the_controller_can_refuse_is_refused_with_a_reason_and_
     assert (account.refused, account.consumed, account.waiting) == (1, 2, 0)
     assert account.refusals[0].id == "c0" and "more than the context of 128" in account.refusals[0].reason
     assert desk.events == ["preference_refused"]
+
+
+async def test_preferences_of_a_domain_wait_for_its_turn(folder: Path) -> None:
+    rows = [{"id": f"p{n}", "prompt": f"hello {n}", "domain": "ab"[n % 2]} for n in range(40)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    desk = Desk(folder, schedule={"rounds": 1, "domains": ["a", "b"]})
+    desk.send(0, 1, domain="b")
+    desk.send(2)
+    desk.send(3, domain="of nobody's list")
+    assert await desk.turn() == 2
+    assert count_feedback(desk.store, desk.job_id).waiting == 2
+    assert await desk.turn() == 2
+    people = [row.group for row in desk.ledger.groups(limit=99) if row.source is AnswerSource.FEEDBACK]
+    assert [group.prompt.id for group in people if group] == [f"feedback/c{n}" for n in (2, 3, 0, 1)]
+    desk.ledger.close()
+    desk.store.close()
 
 
 async def test_a_preference_that_left_the_store_is_given_up_loudly(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from replay_samples import group, ticket
 
 from learner.errors import InputError
-from learner.records import GroupState, SkipReason, Stage
+from learner.records import AnswerSource, GroupState, SkipReason, Stage, Ticket
 from workers.replay.ledger import ReplayLedger
 from workers.replay.rows import LedgerError, PutResult
 
@@ -263,3 +263,29 @@ def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
 def test_senseless_leases_are_errors(ledger: ReplayLedger, wanted: dict[str, int]) -> None:
     with pytest.raises(LedgerError, match="cannot lease"):
         ledger.lease(newest_version=0, max_staleness=0, **wanted)
+
+
+def test_each_source_has_an_account_of_its_own(ledger: ReplayLedger) -> None:
+    def of(source: AnswerSource, index: int) -> Ticket:
+        return ticket(index).model_copy(update={"source": source})
+
+    tickets = [of(AnswerSource.FEEDBACK if index % 3 == 0 else AnswerSource.POLICY, index) for index in range(6)]
+    ledger.admit(tickets)
+    ledger.admit(tickets)  # again changes nothing
+    for one in tickets[:5]:
+        ledger.put(group(one), SkipReason.TIE if one.index == 3 else None)
+    assert indices(ledger, 3) == [0, 1, 2]
+    ledger.commit(1, 1)
+    whole, people = ledger.counts(), ledger.source_counts(AnswerSource.FEEDBACK)
+    assert whole.balanced and whole.sources == {AnswerSource.POLICY: 4, AnswerSource.FEEDBACK: 2}
+    assert people.balanced and people.skipped == {SkipReason.TIE: 1}
+    assert (people.admitted, people.consumed, people.remaining) == (2, 1, 0)
+    assert [ledger.produced(1, source) for source in AnswerSource] == [2, 1, 0]
+    assert ledger.source_counts(AnswerSource.FILE).admitted == 0
+    assert [row.source for row in ledger.groups(limit=9)] == [one.source for one in tickets]
+
+
+def test_which_groups_are_known_is_told(ledger: ReplayLedger) -> None:
+    fill(ledger, 2)
+    assert sorted(ledger.known(["job/r0/1", "job/r0/7", "job/r0/0"])) == ["job/r0/0", "job/r0/1"]
+    assert ledger.known([]) == []
