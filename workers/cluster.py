@@ -119,6 +119,8 @@ def connect(
         num_cpus=cpus,
         resources={DATA_RESOURCE: 1},
         include_dashboard=False,
+        # each of our actors has an environment of its own, and so a fresh process: idle ones would be started for nothing
+        _system_config={"prestart_worker_first_driver": False},
         object_store_memory=object_store_bytes,
         runtime_env={"env_vars": {"PYTHONPATH": python_path}},
         _temp_dir=str(_temp_dir(home)),

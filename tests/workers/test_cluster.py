@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from learner.errors import InputError
@@ -89,6 +90,12 @@ def until(condition: Any, seconds: float) -> bool:
     while time.monotonic() < limit and not condition():
         time.sleep(0.05)
     return bool(condition())
+
+
+@pytest.mark.slow
+def test_no_process_waits_idle_for_work_that_it_cannot_get(ray_cluster: None) -> None:
+    children = [process.name() for process in psutil.Process().children(recursive=True)]
+    assert "raylet" in children and not [name for name in children if name.startswith("ray::IDLE")], children
 
 
 @pytest.mark.slow

@@ -13,6 +13,10 @@ from workers.sampler.limits import LORA_RANKS, SERVED_MODULES
 MIN_BATCH_TOKENS = 16384
 """Least token budget of one scheduler step on the CPU backend, where a prompt must fit into one step whole."""
 
+ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""The model runs in the engine's own process. By its short name, `uni`, vLLM's CPU backend would put a process of its own in its place,
+which imports vLLM once more, to pin threads to cores; ours are not pinned."""
+
 
 @dataclass(frozen=True)
 class EngineConfig:
@@ -109,7 +113,7 @@ def engine_arguments(config: EngineConfig, *, on_cpu: bool) -> dict[str, Any]:
         "max_num_seqs": config.max_running_requests,
         "tensor_parallel_size": config.tensor_parallel_size,
         # inside a Ray actor vLLM would else hand its ranks to Ray
-        "distributed_executor_backend": "mp" if on_cpu or config.tensor_parallel_size > 1 else "uni",
+        "distributed_executor_backend": "mp" if config.tensor_parallel_size > 1 else ONE_PROCESS,
         "enforce_eager": config.enforce_eager,
         "seed": config.seed,
         "worker_extension_cls": config.worker_extension,
