@@ -6,7 +6,7 @@ vocabulary beyond 128k, sliding windows and capped logits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,12 @@ END, OTHER_END = 258, 259
 TEXTS = [[257, *((11 * place + 5 * text) % 256 for place in range(30 + 9 * text))] for text in range(4)]
 PROMPTS = [text[:10] for text in TEXTS]
 SAMPLING = SamplingParameters(temperature=0.8, top_p=0.95, top_k=0, max_tokens=20)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_starts() -> Iterator[None]:
+    with world.one_import_of_vllm():
+        yield
 
 
 @dataclass(frozen=True)

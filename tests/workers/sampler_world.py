@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -15,7 +19,25 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from learner.digests import adapter_digest, sha256
 from learner.records import ADAPTER_FILES, FileEntry, VersionManifest
 
+IMPORTED_ONCE = ["vllm.v1.worker.cpu_worker", "vllm.v1.executor.uniproc_executor", "vllm.v1.engine.core"]
+
 SPECIALS = ["<pad>", "<s>", "</s>", "<|end|>"]
+
+
+@contextmanager
+def one_import_of_vllm() -> Iterator[None]:
+    """Engines' processes are forked from one that has imported vLLM: importing it is most of a small engine's start.
+
+    vLLM's CPU backend asks for processes that begin anew (`spawn`). The standard library's fork server gives it processes that begin as a
+    copy of one that has done nothing but import.
+    """
+    contexts = multiprocessing.get_context
+    multiprocessing.set_forkserver_preload(IMPORTED_ONCE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            multiprocessing, "get_context", lambda method=None: contexts("forkserver" if method == "spawn" else method)
+        )
+        yield
 
 
 def byte_tokenizer(pad: str = "<pad>") -> PreTrainedTokenizerFast:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,12 @@ pytestmark = [
 SAMPLING = SamplingParameters(temperature=1.0, top_p=1.0, top_k=0, max_tokens=24)
 TEXTS = [[257, *((7 * place + 3 * text) % 256 for place in range(12 + text))] for text in range(4)]
 END, OTHER_END = 258, 259
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_starts() -> Iterator[None]:
+    with world.one_import_of_vllm():
+        yield
 
 
 @pytest.fixture(scope="module")
