@@ -8,54 +8,56 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.world import Command, Outcome, World, job, run_job, start_job, wait_for
+from tests.e2e.world import Command, Outcome, World, job, start_job, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
+RELOADS = 5
 
-def test_a_sampler_that_serves_the_version_before_under_the_new_name_is_caught_and_fenced(
+
+def test_tampered_bytes_are_not_served_and_a_sampler_that_serves_the_version_before_is_caught_and_fenced(
     world: World, tmp_path: Path
 ) -> None:
-    ended = run_job(
+    """Version 0's bytes are wrong until the sampler has said so; then version 1 is served by its predecessor's."""
+    command = start_job(
         tmp_path,
-        job(world, resources={"fleet": {"max_reloads": 1}}),
+        # many slow reloads: time to put the right bytes back before the sampler is given up
+        job(world, resources={"fleet": {"max_reloads": RELOADS, "heartbeat_seconds": 1}}),
         SPARRING_WORKER_EXTENSION="tests.e2e.faulty_extension.ServesTheVersionBefore",
     )
-    assert ended.code == 1, ended.output
-    outcome = Outcome()
-    assert outcome.job.state == "failed"
-    error = outcome.job.error
-    assert error is not None and error.code == "version_not_proved" and "nats" in error.message, error
-    failed = outcome.events("proof_failed")
-    assert [event.data["action"] for event in failed] == ["reload", "stop"]
-    for event in failed:
-        assert event.data["version"] == 1
-        assert event.data["canary_distance_current"] > event.data["canary_distance_previous"]
-    assert outcome.events("sampler_fenced")
-    with outcome.ledger() as ledger:
-        written_by = {row.version for row in ledger.groups(limit=100)}
-    assert written_by == {0}, "nothing was written by the unproved version"
-    assert outcome.counts.balanced
-
-
-def test_bytes_tampered_after_publication_are_caught_and_the_sampler_fenced(world: World, tmp_path: Path) -> None:
-    command = start_job(tmp_path, job(world, schedule={"rounds": 1}, resources={"fleet": {"max_reloads": 1}}))
 
     def published() -> Path | None:
         path = Outcome().paths.versions / "fast" / "v0" / "adapter_model.safetensors"
         return path if path.exists() else None
 
     path = wait_for(published, "version 0")
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
+    content = path.read_bytes()
     path.chmod(0o644)
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    wait_for(lambda: Outcome().events("proof_failed"), "the tampering to be noticed")
+    assert Outcome().counts.admitted == 0, "nothing is asked of a sampler that has proved nothing"
     path.write_bytes(content)
+
     ended = command.wait()
     assert ended.code == 1, ended.output
     outcome = Outcome()
+    assert outcome.job.state == "failed"
     error = outcome.job.error
-    assert error is not None and error.code == "version_not_proved" and "adapter_model.safetensors" in error.message
-    assert outcome.events("sampler_fenced") and outcome.counts.admitted == 0
+    assert error is not None and error.code == "version_not_proved" and "nats" in error.message, error
+    failed = outcome.events("proof_failed")
+    tampered = [event for event in failed if event.data["version"] == 0]
+    assert tampered and {event.data["action"] for event in tampered} == {"reload"}
+    assert all("adapter_model.safetensors" in event.message for event in tampered)
+    dishonest = [event for event in failed if event.data["version"] == 1]
+    assert [event.data["action"] for event in dishonest] == ["reload"] * RELOADS + ["stop"]
+    for event in dishonest:
+        assert event.data["canary_distance_current"] > event.data["canary_distance_previous"]
+    assert [event.data["version"] for event in outcome.events("version_proved")] == [0]
+    assert outcome.events("sampler_fenced")
+    with outcome.ledger() as ledger:
+        written_by = {row.version for row in ledger.groups(limit=100)}
+    assert written_by == {0}, "nothing was written by the unproved version"
+    assert outcome.counts.balanced
     assert command.leaves_nothing()
 
 

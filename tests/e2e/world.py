@@ -33,6 +33,9 @@ PROMPTS = 120
 MARK = "SPARRING_TEST_MARK"
 """Environment variable that a command's whole process tree inherits."""
 
+VLLM_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vllm"
+"""Where vLLM remembers what it found out about a family of models, for which it starts a process that imports vLLM once more."""
+
 RUN_SECONDS = 600
 """Longest run of one command; the machine may be busy."""
 
@@ -122,13 +125,15 @@ class Command:
 
     def __init__(self, *arguments: str | Path, output: IO[str] | int = subprocess.PIPE, **environment: str) -> None:
         self.mark = uuid.uuid4().hex
+        environment = {**os.environ, **environment, MARK: self.mark}
+        _share_vllm_cache(Path(environment["SPARRING_HOME"]))
         self.process = subprocess.Popen(
             [str(Path(sys.executable).parent / "sparring"), *map(str, arguments)],
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, **environment, MARK: self.mark},
+            env=environment,
             start_new_session=True,
         )
 
@@ -166,6 +171,15 @@ class Command:
             output, _ = self.process.communicate()
             raise AssertionError(f"the command did not end in {seconds} s:\n{(output or '')[-4000:]}") from None
         return Ended(self.process.returncode, output or "")
+
+
+def _share_vllm_cache(home: Path) -> None:
+    """A home of these tests is new; what vLLM knows of the machine's models is not."""
+    VLLM_CACHE.mkdir(parents=True, exist_ok=True)
+    link = home / "cache" / "vllm"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(VLLM_CACHE, target_is_directory=True)
 
 
 def run_job(folder: Path, spec: dict[str, Any], **environment: str) -> Ended:
