@@ -33,10 +33,7 @@ def show_transfer(job: JobRecord, versions: Sequence[VersionRecord], console: Co
     if transfer is None:
         return
     for judge, matrix in transfer.matrices.items():
-        table = Table(
-            title=f"Win rate against version 0 on each domain's held-out prompts, {IN_WORDS[judge]}",
-            caption=averages_in_words(matrix) or None,
-        )
+        table = Table(title=f"Win rate on held-out prompts, {IN_WORDS[judge]}")
         table.add_column("")
         for domain in matrix.domains:
             table.add_column(escape(domain), justify="right", overflow="fold")
@@ -45,6 +42,8 @@ def show_transfer(job: JobRecord, versions: Sequence[VersionRecord], console: Co
         ):  # rows that were not measured yet are left out
             table.add_row(escape(name), *("" if rate is None else f"{rate:.1%}" for rate in row))
         console.print(table)
+        if words := averages_in_words(matrix):
+            console.print(words, soft_wrap=True)
 
 
 def show_domains(metrics: Mapping[str, float | None], console: Console) -> None:
@@ -52,7 +51,7 @@ def show_domains(metrics: Mapping[str, float | None], console: Console) -> None:
     domains = [name.partition("/")[2] for name in metrics if name.startswith("win_rate/")]
     if not domains:
         return
-    table = Table(title="Win rate against version 0 by domain (95 % intervals)")
+    table = Table(title="Newest win rates by domain (95 % intervals)")
     table.add_column("domain")
     table.add_column("win rate", justify="right")
     gold = any(name.startswith("gold_win_rate/") for name in metrics)

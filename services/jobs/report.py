@@ -35,6 +35,9 @@ COLUMNS = (
 )
 """Metric name, heading and format of the table of versions."""
 
+LONGEST_LABEL = 28
+"""Characters of a domain's name that a picture has room for."""
+
 
 def version_rows(versions: Sequence[VersionRecord]) -> list[dict[str, str]]:
     """The evaluated versions as a table: heading to text. An interval stands beside each win rate."""
@@ -135,16 +138,23 @@ def _transfer(transfer: JobTransfer | None) -> list[str]:
         rows = [[float("nan") if rate is None else rate for rate in row] for row in matrix.rows]
         figure, axes = _figure(f"Win rate by domain, {IN_WORDS[judge]}", "")
         axes.grid(visible=False)
-        axes.imshow(rows, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
+        axes.imshow(rows, cmap="RdBu", vmin=0, vmax=1, aspect="auto")
+        columns, lines = ([_shortened(name) for name in names] for names in (matrix.domains, transfer.row_names))
         # a domain's name is plain text, also where it has a dollar sign
-        axes.set_xticks(range(len(matrix.domains)), matrix.domains, fontsize=7, parse_math=False)
-        axes.set_yticks(range(len(rows)), transfer.row_names[: len(rows)], fontsize=7, parse_math=False)
+        axes.set_xticks(range(len(columns)), columns, fontsize=7, parse_math=False)
+        axes.set_yticks(range(len(rows)), lines[: len(rows)], fontsize=7, parse_math=False)
         for t, row in enumerate(matrix.rows):
             for column, rate in enumerate(row):
-                axes.text(column, t, "" if rate is None else f"{rate:.0%}", ha="center", va="center", fontsize=8)
+                if rate is not None:
+                    colour = "white" if abs(rate - 0.5) > 0.3 else "black"  # both ends of the map are dark
+                    axes.text(column, t, f"{rate:.0%}", ha="center", va="center", fontsize=8, color=colour)
         axes.set_xlabel("\n".join(averages_in_words(matrix).split(", ")), fontsize=7)
         pictures.append(_svg(figure))
     return pictures
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= LONGEST_LABEL else name[: LONGEST_LABEL - 1] + "…"
 
 
 def _curves(series: Mapping[str, Sequence[MetricPoint]]) -> list[str]:

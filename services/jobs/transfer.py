@@ -42,7 +42,7 @@ class JobTransfer:
     @property
     def row_names(self) -> tuple[str, ...]:
         """What each row of a matrix is about, in words, whether it has been measured yet or not."""
-        return ("start (v0)", *(f"after {domain.name} (v{domain.end})" for domain in self.domains))
+        return ("v0, start", *(f"v{domain.end}, after {domain.name}" for domain in self.domains))
 
 
 def job_transfer(job: JobRecord, versions: Sequence[VersionRecord]) -> JobTransfer | None:

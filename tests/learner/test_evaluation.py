@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.errors import InputError
-from learner.evaluation import KlEstimator, kl_divergence, wilson_interval, win_rate, win_rate_of_outcomes
+from learner.evaluation import (
+    KlEstimator,
+    kl_divergence,
+    wilson_interval,
+    win_rate,
+    win_rate_by_domain,
+    win_rate_of_outcomes,
+)
 
 
 def test_ties_count_one_half_and_are_reported() -> None:
@@ -39,6 +46,15 @@ def test_empty_or_broken_comparisons_are_refused() -> None:
             win_rate_of_outcomes(wrong)
     with pytest.raises(InputError, match="not a number"):
         win_rate([float("nan")])
+
+
+def test_a_domains_win_rate_is_that_of_its_comparisons_alone() -> None:
+    logits, domains = [2.0, -1.0, 0.3, 3.0, -2.0], ["b", "a", "b", None, "a"]
+    rates = win_rate_by_domain(logits, domains, tie_margin=0.1, temperature=1.0)
+    assert list(rates) == ["a", "b"]
+    assert rates == {"a": win_rate([-1.0, -2.0], 0.1), "b": win_rate([2.0, 0.3], 0.1)}
+    assert rates["b"].mean == 0.75
+    assert win_rate_by_domain([1.0], [None]) == {}
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])

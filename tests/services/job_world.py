@@ -50,6 +50,32 @@ def running_job(store: JobStore, home: Path, **more: Any) -> str:
     return job.id
 
 
+DOMAINS = ("bills", "late fees/eu", "[red]$x^$")
+"""Names as people may choose them: with spaces, slashes, markup of terminals, and formulas."""
+
+DOMAIN_RATES = ((0.5, 0.5, 0.5), (0.8, 0.55, 0.4), (0.7, 0.9, 0.45))
+"""Win rates of version 0, and of the versions at the ends of the first two domains, on each domain's held-out prompts."""
+
+
+def job_with_domains(store: JobStore, home: Path, *, gold: bool = False) -> str:
+    """A job at work that has learned two of its three domains, of two rounds each, and evaluates at their ends."""
+    job_id = running_job(store, home, schedule={"rounds": 2, "domains": DOMAINS})
+    for version in range(5):
+        store.add_version(job_id, version, digest=f"d{version}", learner_step=version)
+    for place, rates in enumerate(DOMAIN_RATES):
+        metrics = {"win_rate": sum(rates) / 3, "win_rate_low": 0.1, "win_rate_high": 0.9}
+        for domain, rate in zip(DOMAINS, rates, strict=True):
+            for prefix, value in [("", rate)] + ([("gold_", 1 - rate)] if gold else []):
+                metrics |= {
+                    f"{prefix}win_rate/{domain}": value,
+                    f"{prefix}win_rate_low/{domain}": value - 0.05,
+                    f"{prefix}win_rate_high/{domain}": value + 0.05,
+                }
+        store.add_metrics(job_id, metrics, version=2 * place)
+        store.set_version_metrics(job_id, 2 * place, metrics)
+    return job_id
+
+
 def fill_ledger(home: Path, job_id: str, groups: int, *, consumed: int, system: str | None = None) -> None:
     """Scored groups of round 0, the first of them consumed into version 1; one more ticket is out."""
     path = JobPaths(home, job_id).replay_database

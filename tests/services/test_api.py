@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from job_world import SPEC, publish, running_job
+from job_world import DOMAIN_RATES, DOMAINS, SPEC, job_with_domains, publish, running_job
 from pydantic import SecretStr
 
 from services.api.app import create_app
@@ -136,7 +136,7 @@ async def test_cancel_and_resume(http: httpx.AsyncClient, store: JobStore, tmp_p
 
 async def test_unknown_things_are_404(http: httpx.AsyncClient, store: JobStore, tmp_path: Path) -> None:
     job_id = running_job(store, tmp_path)
-    unknown = ("", "/events", "/metrics", "/samples", "/versions", "/report", "/logs")
+    unknown = ("", "/events", "/metrics", "/samples", "/versions", "/domains", "/report", "/logs")
     for address in [f"/v1/jobs/no-abcdef{part}" for part in unknown] + [f"/v1/jobs/{job_id}/report", "/v1/nothing"]:
         answer = await http.get(address)
         assert answer.status_code == 404, address
@@ -162,6 +162,53 @@ async def test_metrics_are_series_by_name(http: httpx.AsyncClient, store: JobSto
     assert list(series) == ["loss"] and len(series["loss"]) <= 5 and series["loss"][-1]["learner_step"] == 19
     whole = (await http.get(f"/v1/jobs/{job_id}/metrics")).json()["series"]
     assert whole["odd"][0]["value"] is None
+
+
+async def test_domains_come_in_order_with_the_win_rates_after_each(
+    http: httpx.AsyncClient, store: JobStore, tmp_path: Path
+) -> None:
+    answer = await http.get(f"/v1/jobs/{job_with_domains(store, tmp_path)}/domains")
+    assert answer.status_code == 200
+    found = answer.json()
+    assert found["domains"] == [
+        {"name": DOMAINS[0], "start": 0, "learned": 2, "end": 2},
+        {"name": DOMAINS[1], "start": 2, "learned": 4, "end": 4},
+        {"name": DOMAINS[2], "start": 4, "learned": 6, "end": 6},
+    ]
+    assert found["gold"] is None
+    transfer = found["scorer"]
+    assert transfer.pop("win_rates") == [*map(list, DOMAIN_RATES), [None, None, None]]
+    assert transfer == pytest.approx(
+        {"learned": 2, "average_win_rate": 0.8, "forgetting": 0.1, "backward_transfer": -0.1, "forward_transfer": 0.05}
+    )
+
+
+async def test_domains_that_were_not_measured_are_null_and_without_domains_there_is_an_empty_list(
+    http: httpx.AsyncClient, store: JobStore, tmp_path: Path
+) -> None:
+    begun = running_job(store, tmp_path, schedule={"domains": ["a", "b"], "combine": "mean"})
+    found = (await http.get(f"/v1/jobs/{begun}/domains")).json()
+    assert [(each["learned"], each["end"]) for each in found["domains"]] == [(3, 3), (6, 7)]
+    assert found["scorer"]["win_rates"] == [[None, None]] * 3
+    assert found["scorer"]["learned"] == 0 and found["scorer"]["average_win_rate"] is None
+    mixed = await http.get(f"/v1/jobs/{running_job(store, tmp_path)}/domains")
+    assert mixed.json() == {"domains": [], "scorer": None, "gold": None}
+
+
+async def test_metrics_by_domain_have_their_domain_in_rest_and_prometheus(
+    http: httpx.AsyncClient, store: JobStore, tmp_path: Path
+) -> None:
+    job_id = job_with_domains(store, tmp_path, gold=True)
+    store.add_metrics(job_id, {"win_rate/a b": 0.25, "win_rate/a-b": 0.75})
+    name = f"win_rate/{DOMAINS[1]}"
+    series = (await http.get(f"/v1/jobs/{job_id}/metrics", params={"name": [name]})).json()["series"]
+    assert [point["value"] for point in series[name]] == [rates[1] for rates in DOMAIN_RATES]
+    text = (await http.get("/metrics")).text
+    for domain, value in (("a b", 0.25), ("a-b", 0.75), (DOMAINS[1], 0.9)):
+        assert f'sparring_win_rate_by_domain{{domain="{domain}",job="{job_id}"}} {value}' in text
+    assert f'sparring_gold_win_rate_high_by_domain{{domain="{DOMAINS[0]}",job="{job_id}"}}' in text
+    assert text.count("# TYPE sparring_win_rate_by_domain gauge") == 1
+    assert f'sparring_win_rate{{job="{job_id}"}}' in text
 
 
 async def test_logs_are_the_ends_of_the_files(http: httpx.AsyncClient, store: JobStore, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from job_world import SPEC, running_job, service
+from job_world import DOMAINS, SPEC, job_with_domains, running_job, service
 from typer.testing import CliRunner, Result
 
 from learner.errors import InputError
@@ -75,6 +75,19 @@ def test_without_a_service_the_store_here_is_read(home: Path, store: JobStore) -
     assert store.get(job.id).state is JobState.CANCELLED
     assert "there is no job 'no-abcdef'" in refused("show", "no-abcdef")
     assert "already cancelled" in refused("cancel", job.id)
+
+
+def test_a_job_with_domains_shows_its_win_rates_after_each_and_their_averages(home: Path, store: JobStore) -> None:
+    shown = run("show", job_with_domains(store, home, gold=True)).output
+    after = next(line for line in shown.splitlines() if "v4, after late fees/eu" in line)
+    assert [cell.strip() for cell in after.split("│")[2:5]] == ["70.0%", "90.0%", "45.0%"]
+    assert "average win rate 80.0%, forgetting +10.0%, backward transfer -10.0%, forward transfer +5.0%" in shown
+    assert "by the gold judge" in shown and DOMAINS[2] in shown and "v6" not in shown
+    newest = next(line for line in shown.splitlines() if "[85.0%, 95.0%]" in line)
+    assert "late fees/eu" in newest and "10.0% [5.0%, 15.0%]" in newest
+    assert "win_rate/" not in shown
+    plain = run("show", running_job(store, home)).output
+    assert "by domain" not in plain and "v0, start" not in plain
 
 
 def test_with_a_service_the_service_is_asked(

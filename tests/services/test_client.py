@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from httpx_sse import connect_sse
-from job_world import SPEC, fill_ledger, publish, running_job, service
+from job_world import DOMAINS, SPEC, fill_ledger, job_with_domains, publish, running_job, service
 from pydantic import SecretStr
 
 from learner.errors import InputError
@@ -69,6 +69,14 @@ def test_a_job_goes_through_the_client(client: Client, store: JobStore, tmp_path
     assert client.samples(job.id, limit=1).samples[0].answers[0].text == "answer 0 to 0"
     assert client.logs(job.id) == ""
     assert client.answers()
+
+
+def test_domains_come_with_the_averages_of_both_judges(client: Client, store: JobStore, tmp_path: Path) -> None:
+    found = client.domains(job_with_domains(store, tmp_path, gold=True))
+    assert [domain.name for domain in found.domains] == list(DOMAINS)
+    assert found.scorer is not None and found.scorer.forgetting == pytest.approx(0.1)
+    assert found.gold is not None and found.gold.backward_transfer == pytest.approx(0.1)
+    assert client.domains(running_job(store, tmp_path)).domains == ()
 
 
 def test_a_refusal_is_the_services_own_sentence(client: Client) -> None:

@@ -97,6 +97,10 @@ BAD_LINES: list[tuple[object, str]] = [
     ({"prompt": "x", "id": 1.5}, "line 2: the id must be text or a whole number, not 1.5"),
     ({"prompt": "x", "id": "p"}, "line 2: the id 'p' stands at FILE, line 1 already; ids must be unique"),
     ({"prompt": "x", "domain": 1}, "line 2: the domain must be text, not 1"),
+    (
+        {"prompt": "x", "domain": "d" * 256},
+        f"line 2: the domain '{'d' * 56}... has 256 characters; a domain's name has at most 255",
+    ),
 ]  # fmt: skip
 
 
