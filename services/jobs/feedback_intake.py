@@ -24,7 +24,7 @@ from services.jobs.spec import JobSpec
 from workers.replay.rows import LedgerCounts
 
 CHUNK = 64
-"""Groups on their way to the queue at a time; those that arrive together share a transaction."""
+"""Preferences that are read, and put into the queue, at a time; groups that arrive together share a transaction."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class FeedbackDesk:
     def __init__(self, spec: JobSpec, renderer: PreferenceRenderer, crew: Crew, journal: Journal) -> None:
         self.spec, self.renderer, self.crew, self.journal = spec, renderer, crew, journal
         self.store, self.queue = journal.store, crew.queue.link
-        self._left_over = True  # by an earlier controller, or by a queue that died
+        self._left_over = True  # by an earlier controller
 
     async def take(self, count: int, other_domains: Sequence[str] = ()) -> list[RenderedPreference]:
         """The preferences that have waited longest: at most ``count``, and no more than the share leaves room for.
@@ -77,7 +77,7 @@ class FeedbackDesk:
         room = min(count, self.spec.feedback_groups - account.remaining)
         while len(found) < room and (
             waiting := self.store.waiting_preferences(
-                job_id, limit=room - len(found), after=after, leave_out=other_domains
+                job_id, limit=min(CHUNK, room - len(found)), after=after, leave_out=other_domains
             )
         ):
             after = waiting[-1].number
@@ -87,6 +87,7 @@ class FeedbackDesk:
             for stored in waiting:
                 if self._group_id(stored.number) not in known:
                     found += self._rendered(stored)
+        self._left_over |= bool(found)  # until they are put: the answer to their admission may be lost
         return found
 
     async def put(self, tickets: Sequence[Ticket]) -> None:
@@ -94,13 +95,11 @@ class FeedbackDesk:
         given = [ticket for ticket in tickets if ticket.source is AnswerSource.FEEDBACK]
         if not given:
             return
-        self._left_over = True
-        numbers = {self._number(ticket.group_id): ticket for ticket in given}
-        self.store.settle_preferences(self.crew.job_id, list(numbers))
-        stored = {each.number: each for each in self.store.preferences(self.crew.job_id, list(numbers))}
         for start in range(0, len(given), CHUNK):
-            chunk = list(numbers.items())[start : start + CHUNK]
-            await asyncio.gather(*(self._put(ticket, stored.get(number)) for number, ticket in chunk))
+            chunk = {self._number(ticket.group_id): ticket for ticket in given[start : start + CHUNK]}
+            self.store.settle_preferences(self.crew.job_id, list(chunk))
+            stored = {each.number: each for each in self.store.preferences(self.crew.job_id, list(chunk))}
+            await asyncio.gather(*(self._put(ticket, stored.get(number)) for number, ticket in chunk.items()))
         self._left_over = False
 
     async def put_what_was_left(self) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import func, insert, or_, select, update
+from sqlalchemy.orm import Session
 
 from learner.errors import InputError
 from services.jobs.history import History, job_row
@@ -22,6 +24,9 @@ from services.jobs.state import JobState, StateConflict
 from services.jobs.tables import PreferenceRow
 
 WAITING, TAKEN, REFUSED = "waiting", "taken", "refused"
+
+PARAMETERS = 500
+"""Values in one query; databases take a limited number."""
 
 
 def check_open(job_id: str, state: JobState, spec: JobSpec) -> None:
@@ -49,36 +54,28 @@ class PreferenceStore(History):
             StateConflict: the job takes no preferences, or no more.
             InputError: an id came before with another preference.
         """
-        ids, new = list[str](), 0
+        digests = [_digest(preference) for preference in preferences]
+        ids = [preference.id or digest for preference, digest in zip(preferences, digests, strict=True)]
+        new: list[dict[str, Any]] = []
         with self._write() as session:
             job = job_row(session, job_id, for_update=True)
             check_open(job_id, JobState(job.state), JobSpec.model_validate(job.spec))
-            mine = PreferenceRow.job_id == job_id
-            last = session.scalar(select(func.max(PreferenceRow.number)).where(mine)) or 0
-            for place, preference in enumerate(preferences):
-                digest = _digest(preference)
-                identity = preference.id or digest
-                known = session.scalars(select(PreferenceRow).where(mine, PreferenceRow.id == identity)).one_or_none()
-                if known is not None and known.digest != digest:
+            last = session.scalar(select(func.max(PreferenceRow.number)).where(PreferenceRow.job_id == job_id)) or 0
+            known = _digests(session, job_id, ids)
+            for place, (preference, identity, digest) in enumerate(zip(preferences, ids, digests, strict=True)):
+                before = known.get(identity)
+                if before is None:
+                    known[identity] = digest
+                    row = {"job_id": job_id, "number": last + len(new) + 1, "id": identity, "digest": digest}
+                    body = preference.model_copy(update={"id": identity}).model_dump(mode="json")
+                    new.append({**row, "body": body, "state": WAITING, "created_at": self._clock()})
+                elif before != digest:
                     raise InputError(
                         f"preferences[{place}]: the id {identity!r} came before with another preference; send a new id"
                     )
-                ids.append(identity)
-                if known is not None:
-                    continue
-                new += 1
-                row = PreferenceRow(
-                    job_id=job_id,
-                    number=last + new,
-                    id=identity,
-                    digest=digest,
-                    body=preference.model_copy(update={"id": identity}).model_dump(mode="json"),
-                    state=WAITING,
-                    created_at=self._clock(),
-                )
-                session.add(row)
-                session.flush()  # a later one of this call may have the same id
-        return PreferencesReceipt(ids=tuple(ids), stored=new, known=len(ids) - new)
+            if new:
+                session.execute(insert(PreferenceRow), new)
+        return PreferencesReceipt(ids=tuple(ids), stored=len(new), known=len(ids) - len(new))
 
     def waiting_preferences(
         self, job_id: str, *, limit: int, after: int = 0, leave_out: Sequence[str] = ()
@@ -141,6 +138,17 @@ class PreferenceStore(History):
         )
         with self._read() as session:
             return [RefusedPreference(id=row.id, reason=row.reason or "") for row in session.scalars(query)]
+
+
+def _digests(session: Session, job_id: str, ids: Sequence[str]) -> dict[str, str]:
+    """Those of the ids that are stored, with the digest of what was sent under them."""
+    found: dict[str, str] = {}
+    for start in range(0, len(ids), PARAMETERS):
+        query = select(PreferenceRow.id, PreferenceRow.digest).where(
+            PreferenceRow.job_id == job_id, PreferenceRow.id.in_(ids[start : start + PARAMETERS])
+        )
+        found |= {identity: digest for identity, digest in session.execute(query)}
+    return found
 
 
 def _digest(preference: Preference) -> str:

@@ -227,33 +227,33 @@ async def test_skipped_preferences_are_counted_with_their_reason_and_never_fail_
     desk.store.close()
 
 
-async def test_a_controller_that_died_at_any_moment_is_replaced_without_loss_or_repetition(folder: Path) -> None:
-    for method in ("known", "admit", "put", "source_counts"):
-        for done in (False, True):
-            where = folder / f"{method}-{done}"
-            desk = Desk(write_world(where))
-            desk.send(0, 1, 2)
-            desk.link.dies_at, desk.link.done_all_the_same = method, done
-            with pytest.raises(WorkerDied):
-                await desk.intake.grant(0)
-            desk.link.dies_at = None
-            desk.restart()
-            learned = 0
-            for _ in range(3):
-                await desk.intake.grant(desk.version)
-                await desk.intake.grant(desk.version)
-                # what an earlier controller admitted for samplers is dealt again by `observe`, at its second look
-                await desk.intake.observe(desk.version, [])
-                await desk.intake.observe(desk.version, [])
-                desk.sample()
-                learned += desk.learn()
-            assert learned == 3 and (await desk.intake.counts()).balanced, (method, done)
-            people = desk.ledger.source_counts(AnswerSource.FEEDBACK)
-            assert (people.admitted, people.duplicates, people.balanced) == (3, 0, True), (method, done)
-            assert count_feedback(desk.store, desk.job_id).consumed == 3
-            assert desk.store.preference_totals(desk.job_id).taken == 3
-            desk.ledger.close()
-            desk.store.close()
+@pytest.mark.parametrize("restarted", [True, False])
+@pytest.mark.parametrize("done", [True, False])
+@pytest.mark.parametrize("method", ["source_counts", "known", "admit", "put"])
+async def test_whatever_dies_at_any_moment_no_preference_is_lost_or_repeated(
+    desk: Desk, method: str, done: bool, restarted: bool
+) -> None:
+    desk.send(0, 1, 2)
+    desk.link.dies_at, desk.link.done_all_the_same = method, done
+    with pytest.raises(WorkerDied):
+        await desk.intake.grant(0)
+    desk.link.dies_at = None
+    if restarted:
+        desk.restart()
+    learned = 0
+    for _ in range(3):
+        await desk.intake.grant(desk.version)
+        # what was admitted for samplers is dealt again by `observe`, at its second look
+        await desk.intake.observe(desk.version, [])
+        await desk.intake.observe(desk.version, [])
+        await desk.intake.grant(desk.version)
+        desk.sample()
+        learned += desk.learn()
+    people = desk.ledger.source_counts(AnswerSource.FEEDBACK)
+    assert (learned, people.admitted, people.duplicates) == (3, 3, 0)
+    assert people.balanced and (await desk.intake.counts()).balanced
+    assert count_feedback(desk.store, desk.job_id).consumed == 3
+    assert desk.store.preference_totals(desk.job_id).taken == 3
 
 
 async def test_a_queue_that_died_gets_what_was_admitted_and_not_stored(desk: Desk) -> None:
