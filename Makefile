@@ -23,8 +23,8 @@ test: test-fast test-slow  ## All tests, the quick ones first
 test-fast: setup  ## Tests without engines
 	$(BIN)/pytest -q -m "not slow" -n auto
 
-test-slow: setup  ## Tests that start vLLM, Ray and PairRM; two at a time, more would fill the machine
-	$(BIN)/pytest -q -m slow -n 2 --dist loadfile --durations=10
+test-slow: setup  ## Tests that start vLLM, Ray and PairRM; two at a time, more would fill the machine; whole jobs (tests/e2e) first
+	$(BIN)/pytest -q -m slow -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 lint: setup  ## Style, types and layers
 	$(BIN)/ruff check .
