@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from learner.config import TrainerConfig
 from learner.records import Answer, AnswerSource, FinishReason, Prompt, ScoredGroup, ScorerIdentity
@@ -347,6 +348,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/fast_slow"))
     arguments = parser.parse_args()
     console = Console(width=160)
+    logging.disable_progress_bar()
     with Progress(console=console) as bars:
         building: dict[str, Any] = {}
 

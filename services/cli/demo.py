@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +10,15 @@ import typer
 
 def demo(
     seed: Annotated[int, typer.Option(help="Every draw of the world and of the job derives from it.")] = 0,
-    rounds: Annotated[int, typer.Option(help="Rounds of self-play.", min=1)] = 4,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of self-play; 4 in the demo's own job.", min=1)] = None,
+    job_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--job",
+            metavar="FILE",
+            help="Run this job instead of the demo's own, with the world's policy, scorer and prompts in place of the file's.",
+        ),
+    ] = None,
     shuffle: Annotated[
         bool,
         typer.Option(
@@ -29,14 +38,18 @@ def demo(
 
     from services.cli.local import exit_code, run_here, tell_end
     from services.cli.tables import show_examples, show_versions
-    from services.demo.job import demo_spec
+    from services.demo.job import demo_spec, on_demo_world
     from services.demo.world import ensure_world
+    from services.jobs.load import load_job
+    from services.jobs.machine import Machine
     from services.jobs.state import JobState
     from services.jobs.store import JobStore
+    from services.jobs.validate import validate_job
     from services.settings import Settings
 
     settings = Settings.load()
     console = Console()
+    given = None if job_file is None else load_job(job_file)
     began = time.monotonic()
     bars = Progress(
         TextColumn("{task.description}"),
@@ -58,7 +71,9 @@ def demo(
     console.print(
         f"World: {world.root} ({built:.0f} s). PairRM's held-out accuracy: {world.pairrm_accuracy:.1%}", soft_wrap=True
     )
-    spec = demo_spec(world, seed=seed, rounds=rounds, name="demo")
+    spec = demo_spec(world, seed=seed, rounds=rounds or 4, name="demo")
+    if given is not None:
+        spec = validate_job(on_demo_world(given, world, rounds), Path.cwd(), machine=Machine.here()).spec
     if shuffle:
         spec = spec.model_copy(update={"scorer": spec.scorer.model_copy(update={"shuffle": True})})
     job = run_here(spec, settings, console)

@@ -36,3 +36,27 @@ def demo_spec(world: DemoWorld, *, seed: int, rounds: int, name: str) -> JobSpec
         ),
         seed=seed,
     )
+
+
+def on_demo_world(spec: JobSpec, world: DemoWorld, rounds: int | None = None) -> JobSpec:
+    """A job on the demo's world: its policy, prompts, scorer and gold judge take the place of the job's own.
+
+    Args:
+        spec: what is kept is everything else.
+        world: where the parts lie.
+        rounds: instead of the job's, where given.
+    """
+    prompts = spec.prompts.model_copy(update={"source": str(world.prompts_train), "limit": None})
+    held_out = (spec.evaluation.prompts or prompts).model_copy(
+        update={"source": str(world.prompts_eval), "limit": None}
+    )
+    scorer = PairRMScorer(model=str(world.pairrm), max_source_tokens=128, max_total_tokens=512)
+    changes: dict[str, object] = {
+        "policy": spec.policy.model_copy(update={"model": str(world.policy), "revision": None}),
+        "prompts": prompts,
+        "scorer": spec.scorer.model_copy(update={"model": scorer}),
+        "evaluation": spec.evaluation.model_copy(update={"prompts": held_out, "gold": GOLD}),
+    }
+    if rounds is not None:
+        changes["schedule"] = spec.schedule.model_copy(update={"rounds": rounds})
+    return spec.model_copy(update=changes)

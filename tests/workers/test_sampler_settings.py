@@ -46,4 +46,5 @@ def test_whole_prompts_fit_into_one_step_on_the_cpu() -> None:
 @pytest.mark.parametrize(("answers", "shares"), [(2, (1, 1)), (4, (2, 2)), (5, (3, 2))])
 def test_the_policy_writes_the_larger_half_beside_an_opponent(answers: int, shares: tuple[int, int]) -> None:
     sampling = SamplingConfig(answers=answers, opponent="start")
-    assert sampling.shares(opponent=True) == shares and sampling.shares(opponent=False) == (answers, 0)
+    assert [(share.version, share.answers) for share in sampling.shares(3, 0)] == list(zip((3, 0), shares, strict=True))
+    assert [(share.version, share.answers) for share in sampling.shares(0, 0)] == [(0, answers)]
