@@ -212,7 +212,9 @@ async def test_each_version_gets_its_slice_and_no_more(desk: Desk) -> None:
         assert await desk.intake.grant(version) == 8
         assert await desk.intake.grant(version) == 0
         standing, counts = await desk.intake.standing(version)
-        assert desk.intake.office.closed(standing, await desk.intake.prompts_left(version, counts)) and standing.ready == 8
+        assert (
+            desk.intake.office.closed(standing, await desk.intake.prompts_left(version, counts)) and standing.ready == 8
+        )
         assert await desk.learn(version) == 8
     assert await desk.intake.grant(2) == 0, "the job has two rounds"
     counts = await desk.intake.counts()
