@@ -34,11 +34,11 @@ SMALL_MODELS: dict[str, dict[str, Any]] = {
     "ipo": {"tau": 0.25},  # 1 / (2 tau) = 5 nats of margin are more than a round of this model can take
 }
 NOT_IN_A_LOOP = {
-    "chase": "trains two modules (adapters.slow)",
     "nash-md": "its opponent is a mixture of two policies, and a request to a sampler carries one adapter: offline only",
 }
 NEEDS: dict[str, dict[str, Any]] = {
     "xpo": {"sampling": {"opponent": "start", "answers": 2}},
+    "chase": {"adapters": {"slow": "chase"}},
 }
 """What a kind needs beside the demo's own job."""
 
