@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +38,7 @@ from learner.reference_values import AGAINST_THE_REFERENCE, OF_THE_REFERENCE, Re
 from learner.roles import RoleSwap
 from learner.schedule import LearningRate
 from learner.seeds import derive_seed
+from learner.step_metrics import logp_metrics, staleness_metrics
 from learner.trained import TrainedAdapter
 from learner.trainer_state import OPTIMIZER_FILE, SLOW_OPTIMIZER_FILE, STATE_FILE, state_from_files, state_to_bytes
 
@@ -368,7 +368,7 @@ class Trainer:
         self._candidates.add([*prompt, *answer] for example in examples for prompt, answer in example.texts)
         metrics["records"] = float(sum(len(example.selection.records) for example in examples))
         metrics["clipped_gradient"] = float(norm > self.config.optimizer.max_grad_norm)
-        metrics |= _logp_metrics(examples, learned.logps) | _staleness_metrics(
+        metrics |= logp_metrics(examples, learned.logps) | staleness_metrics(
             examples, newest_version, self.config.opponent
         )
         metrics |= self._compare(groups, learned, behind)
@@ -482,35 +482,3 @@ def _with_others(
     if others is None:
         return values
     return [{**({} if values is None else values[i]), "other_logps": logps} for i, logps in enumerate(others)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _logp_metrics(examples: Sequence[Example], policy_logps: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Log-probabilities of the best and the worst answers, in nats, before the step.
-
-    Their change is counted from the policy that wrote the answer, by the sampler's own log-probabilities: in rounds
-    that is the policy at the round's start, or the opponent. Answers from outside, which have none, do not enter.
-    """
-    metrics = {"answer_length_tokens": _mean([float(len(answer)) for e in examples for _, answer in e.texts])}
-    for name, place in (("chosen", 0), ("rejected", -1)):
-        metrics[f"{name}_logp"] = _mean([logps[place] for logps in policy_logps])
-        changes = [
-            logps[place] - math.fsum(written)
-            for example, logps in zip(examples, policy_logps, strict=True)
-            if (written := example.answers[place].logprobs) is not None
-        ]
-        if changes:
-            metrics[f"{name}_logp_change"] = _mean(changes)
-    return metrics
-
-
-def _staleness_metrics(
-    examples: Sequence[Example], newest_version: int, opponent: Literal["slow"] | int | None
-) -> dict[str, float]:
-    """How many versions old the policy's own answers are; an opponent is older by design."""
-    versions = [a.version for example in examples for a in example.answers if a.version not in (None, opponent)]
-    ages = [newest_version - version for version in versions if version is not None]
-    return {"staleness_mean": _mean([float(age) for age in ages]), "staleness_max": float(max(ages))} if ages else {}
