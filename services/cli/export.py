@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from learner.errors import InputError
+from learner.records import Module
 from services.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ def export(
             show_default=False,
         ),
     ] = None,
+    module: Annotated[
+        Module, typer.Option(help="Which adapter, where the job has a fast and a slow one.", show_default=True)
+    ] = "fast",
     messages: Annotated[
         bool, typer.Option("--messages", help="Preferences as lists of chat messages instead of plain text.")
     ] = False,
@@ -60,28 +64,28 @@ def export(
         _check_new(folder)
     if adapter is not None:
         wanted = chosen_version(job, version)
-        write_adapter(job, wanted, adapter)
+        write_adapter(job, wanted, adapter, module)
         typer.echo(f"{adapter}: version {wanted} of {job_id}, a peft folder")
     if merged is not None:
         wanted = chosen_version(job, version)
-        write_merged(job, wanted, merged)
+        write_merged(job, wanted, merged, module)
         typer.echo(f"{merged}: the model with version {wanted} of {job_id} merged in")
     if preferences is not None:
         count = write_preferences(job, preferences, version=version, messages=messages)
         typer.echo(f"{preferences}: {count} pairs")
 
 
-def write_adapter(job: JobRecord, version: int, folder: Path) -> None:
+def write_adapter(job: JobRecord, version: int, folder: Path, module: Module = "fast") -> None:
     """Copy one version's adapter into a folder that peft and vLLM load."""
     from services.adapters import adapter_files
 
-    files = adapter_files(job, version)
+    files = adapter_files(job, version, module)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
 
 
-def write_merged(job: JobRecord, version: int, folder: Path) -> None:
+def write_merged(job: JobRecord, version: int, folder: Path, module: Module = "fast") -> None:
     """Merge one version into its base model and write both model and tokenizer in the transformers format."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -90,7 +94,7 @@ def write_merged(job: JobRecord, version: int, folder: Path) -> None:
 
     policy = JobSpec.model_validate(job.spec).policy
     with tempfile.TemporaryDirectory() as place:
-        write_adapter(job, version, Path(place))
+        write_adapter(job, version, Path(place), module)
         base = AutoModelForCausalLM.from_pretrained(policy.model, revision=policy.revision, dtype=policy.dtype)
         model = PeftModel.from_pretrained(base, place).merge_and_unload()
     model.save_pretrained(folder)

@@ -80,7 +80,7 @@ def show(job_id: JobArgument, url: UrlOption = None, json_: JsonOption = False) 
 
     console = Console()
     newest = jobs.newest_metrics(job_id)
-    by_domain = {name: newest.pop(name).value for name in list(newest) if "/" in name}
+    by_domain = {name: newest.pop(name).value for name in list(newest) if "win_rate" in name and "/" in name}
     console.print(_facts(job, newest))
     versions = jobs.versions(job_id)
     if versions:
@@ -221,9 +221,8 @@ def _facts(job: JobRecord, metrics: Mapping[str, MetricPoint]) -> Table:
 
 
 def _versions_table(versions: Sequence[VersionRecord]) -> Table:
-    shown = [
-        name for name in ("win_rate", "gold_win_rate", "kl_nats") if any(name in each.metrics for each in versions)
-    ]
+    names = ("win_rate", "length_controlled_win_rate", "gold_win_rate", "kl_nats")
+    shown = [name for name in names if any(name in each.metrics for each in versions)]
     table = Table(box=None, pad_edge=False, header_style="bold", title="Versions", title_justify="left")
     for heading in ("version", "step", *shown, "digest", ""):
         table.add_column(heading, justify="left" if heading in ("digest", "") else "right", no_wrap=True)

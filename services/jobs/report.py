@@ -18,14 +18,24 @@ CURVES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("Answer length", ("answer_length_tokens",), "tokens"),
     ("Loss", ("loss",), ""),
     ("Accuracy on training pairs", ("accuracy",), "share"),
-    ("Gradient norm", ("gradient_norm",), ""),
+    ("Gradient norm", ("gradient_norm", "slow_gradient_norm"), ""),
+    ("Fast adapter's answers against the slow one's", ("fast_vs_slow_win_rate",), "win rate"),
     ("Throughput", ("pairs_per_second",), "pairs a second"),
     ("Preference signal", ("position_bias", "tie_share", "intransitive_share", "identical_share"), ""),
 )
 """Title, metric names, unit; the win rates have a picture of their own."""
 
+WIN_RATES = (
+    ("win_rate", "by the scorer"),
+    ("length_controlled_win_rate", "by the scorer, length-controlled"),
+    ("gold_win_rate", "by the gold judge"),
+    ("gold_length_controlled_win_rate", "by the gold judge, length-controlled"),
+)
+"""Metric name and label of the win rates in one picture, where a version has them."""
+
 COLUMNS = (
     ("win_rate", "win rate", "{:.1%}"),
+    ("length_controlled_win_rate", "length-controlled", "{:.1%}"),
     ("gold_win_rate", "gold win rate", "{:.1%}"),
     ("tie_rate", "ties", "{:.1%}"),
     ("kl_nats", "KL (nats)", "{:.2f}"),
@@ -111,7 +121,7 @@ def _win_rates(versions: Sequence[VersionRecord]) -> list[str]:
     if not any("win_rate" in version.metrics for version in versions):
         return []
     figure, axes = _figure("Win rate against version 0 (95 % interval)", "share")
-    for name, label in (("win_rate", "by the scorer"), ("gold_win_rate", "by the gold judge")):
+    for name, label in WIN_RATES:
         points = [
             (v.version, v.metrics[name], v.metrics[f"{name}_low"], v.metrics[f"{name}_high"])
             for v in versions
@@ -119,7 +129,7 @@ def _win_rates(versions: Sequence[VersionRecord]) -> list[str]:
         ]
         if points:
             x, mean, low, high = (list(column) for column in zip(*points, strict=True))
-            axes.plot(x, mean, marker="o", label=label)
+            axes.plot(x, mean, marker="o", label=label, linestyle="--" if "length_controlled" in name else "-")
             axes.fill_between(x, low, high, alpha=0.15)
     axes.axhline(0.5, color="grey", linewidth=0.8, linestyle="--")
     axes.set_ylim(0, 1)

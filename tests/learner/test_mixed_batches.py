@@ -11,13 +11,14 @@ from learner.preference import CERTAIN_LOGIT
 from learner.trainer import Trainer
 from tests.learner.builders import answer, bradley_terry, group, random_groups, tiny_model, trainer_config
 
-REFUSED = {"xpo", "nash-md", "chase"}
-"""The first two are refused with feedback at validation; the last one is a loss of two adapters round another kind."""
+REFUSED = {"xpo", "nash-md"}
+"""Refused with feedback at validation."""
 
 
 @pytest.mark.parametrize("kind", [kind for kind in objective_kinds() if kind not in REFUSED])
 def test_every_objective_learns_from_self_play_and_preferences_in_one_batch(kind: str) -> None:
-    trainer = Trainer(trainer_config(objective={"kind": kind}), lambda *_: {}, base=tiny_model())
+    adapters = {"rank": 4, "alpha": 8, "slow": "chase" if kind == "chase" else "off"}
+    trainer = Trainer(trainer_config(objective={"kind": kind}, adapters=adapters), lambda *_: {}, base=tiny_model())
     trainer.begin_version(0, 0)
     preferred = [
         group([answer([4 + n, 5, 2], None), answer([6, 2], None)], bradley_terry([CERTAIN_LOGIT, 0]), index=10 + n)
