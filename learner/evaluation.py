@@ -1,4 +1,4 @@
-"""Pure statistics of evaluation: win rates with their uncertainty, and KL estimates on fresh answers."""
+"""Pure statistics of evaluation: win rates with their uncertainty, plain and for equal lengths, and KL estimates on fresh answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from learner.errors import InputError
-from learner.preference import logistic
+from learner.preference import Array, logistic
 
 NORMAL_95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
@@ -65,9 +65,24 @@ def win_rate(order_averaged_logits: ArrayLike, tie_margin: float = 0.0, temperat
         tie_margin: ``|P(a beats b) - 1/2|`` up to which a comparison is a tie.
         temperature: divides the logits.
     """
-    chances = logistic(np.asarray(order_averaged_logits, dtype=np.float64).ravel() / temperature)
-    if not np.isfinite(chances).all():
+    return win_rate_of_preferences(preferences_of(order_averaged_logits, temperature), tie_margin)
+
+
+def preferences_of(order_averaged_logits: ArrayLike, temperature: float = 1.0) -> Array:
+    """The probability of each first answer to beat its second one, ``[N]``, without position bias.
+
+    Raises:
+        InputError: a logit is not a number.
+    """
+    preferences = logistic(np.asarray(order_averaged_logits, dtype=np.float64).ravel() / temperature)
+    if not np.isfinite(preferences).all():
         raise InputError("a comparison's logit is not a number; the scorer is broken")
+    return preferences
+
+
+def win_rate_of_preferences(preferences: ArrayLike, tie_margin: float = 0.0) -> WinRate:
+    """Win rate of the first answers, given the probability ``[N]`` of each to be the better one; see :func:`win_rate`."""
+    chances = np.asarray(preferences, dtype=np.float64).ravel()
     outcomes = np.where(np.abs(chances - 0.5) <= tie_margin, 0.5, (chances > 0.5).astype(np.float64))
     return win_rate_of_outcomes(outcomes.tolist())
 
@@ -91,6 +106,107 @@ def win_rate_by_domain(
         if domain is not None:
             logits.setdefault(domain, []).append(logit)
     return {domain: win_rate(logits[domain], tie_margin, temperature) for domain in sorted(logits)}
+
+
+RIDGE = 1e-3
+"""Penalty of the length model, ``RIDGE / 2 * (a² + b²)`` beside the *sum* of log losses: the pull of a thousandth of a comparison. It makes
+the fit unique where preferences are separated without doubt, and moves the estimate by less than 1e-3 where they are not."""
+
+NEWTON_STEPS = 100
+NEWTON_TOLERANCE = 1e-9
+STEEPEST = math.sqrt(2)
+"""The longest vector of features that the length model knows, (1, tanh of something)."""
+
+CHUNK_ELEMENTS = 1 << 20
+"""Resamples times comparisons that are fitted together, so that memory stays bounded."""
+
+
+@dataclass(frozen=True)
+class LengthControlledWinRate:
+    """The win rate that is expected of answers of equal length, with a 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def length_controlled_win_rate(
+    preferences: ArrayLike, length_differences: ArrayLike, *, resamples: int = 1000, seed: int = 0
+) -> LengthControlledWinRate:
+    """What the win rate would be if both sides wrote answers of the same length (AlpacaEval, arXiv 2404.04475).
+
+    The preference is modelled as ``σ(a + b tanh(Δ / std(Δ)))``, by logistic regression on soft targets; Δ is not centred, so that Δ = 0 means
+    equal lengths, and ``σ(a)`` is the answer. This is AlpacaEval's ``length_controlled_minimal``: the leaderboard's figure has a term for
+    each instruction's difficulty too. Where Δ does not vary, no effect of length can be told, and the answer is the mean preference. Where Δ
+    separates the preferences perfectly, the small `RIDGE` decides.
+
+    Args:
+        preferences: ``[N]``, the probability of each first answer to be the better one.
+        length_differences: ``[N]``, Δ: characters of the first answer minus characters of the second.
+        resamples: of the percentile bootstrap, over comparisons; std(Δ) and the fit are made anew in each.
+        seed: of the resamples; equal seeds give equal intervals.
+
+    Raises:
+        InputError: there are no comparisons, their numbers differ, or one of the values cannot be.
+    """
+    targets = np.asarray(preferences, dtype=np.float64).ravel()
+    lengths = np.asarray(length_differences, dtype=np.float64).ravel()
+    if targets.size == 0:
+        raise InputError("a win rate needs at least one comparison; raise evaluation.count")
+    if targets.size != lengths.size:
+        raise InputError(f"{targets.size} preferences do not go with {lengths.size} differences of lengths")
+    if not ((targets >= 0) & (targets <= 1)).all() or not np.isfinite(lengths).all():
+        raise InputError("a preference is a probability, and a difference of lengths a finite number")
+    mean = float(_at_equal_length(targets, lengths, np.ones((1, targets.size)))[0])
+    draws = np.random.default_rng(seed)
+    even = np.full(targets.size, 1 / targets.size)
+    drawn: list[float] = []
+    while len(drawn) < resamples:
+        together = min(resamples - len(drawn), max(1, CHUNK_ELEMENTS // targets.size))
+        counts = draws.multinomial(targets.size, even, size=together).astype(np.float64)
+        drawn.extend(_at_equal_length(targets, lengths, counts))
+    low, high = np.quantile(drawn, (0.025, 0.975)) if drawn else (mean, mean)
+    # a percentile interval of a skewed estimate may miss the estimate itself by a hair
+    return LengthControlledWinRate(mean=mean, low=min(float(low), mean), high=max(float(high), mean))
+
+
+def _at_equal_length(targets: Array, lengths: Array, counts: Array) -> Array:
+    """``σ(a)`` of the length model for each resample, ``[R]``; ``counts`` ``[R, N]`` says how often each comparison is in it.
+
+    All are fitted at once by Newton's method. Its steps are damped by ``log(1 + d) / d`` with ``d = STEEPEST * |step|``, with which it
+    converges from anywhere on a logistic loss (generalised self-concordance: Sun and Tran-Dinh, arXiv 1703.04599).
+    """
+    scaled = _scaled(lengths, counts)
+    intercept, slope = np.zeros((2, len(counts)))
+    for _ in range(NEWTON_STEPS):
+        chances = logistic(intercept[:, None] + slope[:, None] * scaled)
+        residuals = counts * (targets - chances)
+        weights = counts * chances * (1 - chances)
+        weighted = weights * scaled
+        gradient_a = residuals.sum(axis=1) - RIDGE * intercept
+        gradient_b = (residuals * scaled).sum(axis=1) - RIDGE * slope
+        h_aa, h_ab = weights.sum(axis=1) + RIDGE, weighted.sum(axis=1)
+        h_bb = (weighted * scaled).sum(axis=1) + RIDGE
+        determinant = h_aa * h_bb - h_ab**2
+        step_a = (h_bb * gradient_a - h_ab * gradient_b) / determinant
+        step_b = (h_aa * gradient_b - h_ab * gradient_a) / determinant
+        size = STEEPEST * np.hypot(step_a, step_b)
+        damping = np.log1p(size) / np.maximum(size, np.finfo(np.float64).tiny)
+        intercept += damping * step_a
+        slope += damping * step_b
+        if size.max() < NEWTON_TOLERANCE:
+            break
+    return logistic(intercept)
+
+
+def _scaled(lengths: Array, counts: Array) -> Array:
+    """``tanh(Δ / std(Δ))`` in each resample, ``[R, N]``, the deviation with N - 1 as AlpacaEval has it; 0 where Δ does not vary."""
+    number = counts.sum(axis=1, keepdims=True)
+    mean = (counts @ lengths)[:, None] / number
+    squares = (counts * (lengths - mean) ** 2).sum(axis=1, keepdims=True)
+    deviation = np.sqrt(squares / np.maximum(number - 1, 1))
+    same = deviation <= 1e-9 * np.abs(lengths).max(initial=1.0)
+    return np.where(same, 0.0, np.tanh(lengths / np.where(same, 1.0, deviation)))
 
 
 KlEstimator = Literal["k1", "k3"]

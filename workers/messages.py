@@ -56,14 +56,23 @@ class EvaluationAnswer(Record):
     reference_logprobs: tuple[float, ...]
 
 
+class EqualLengthWinRate(Record):
+    """The win rate expected of answers of equal length, with its 95 % interval (`learner.evaluation.length_controlled_win_rate`)."""
+
+    mean: float
+    low: float
+    high: float
+
+
 class JudgedWinRate(Record):
-    """A win rate with its 95 % interval; ties counted one half."""
+    """A win rate with its 95 % interval; ties counted one half. A domain's has no ``length_controlled`` one."""
 
     mean: float
     low: float
     high: float
     tie_rate: float
     count: int
+    length_controlled: EqualLengthWinRate | None = None
 
 
 class DomainWinRate(Record):
@@ -123,6 +132,10 @@ class EvaluationResult(Record):
                 "gold_win_rate_high": self.gold.high,
                 "gold_tie_rate": self.gold.tie_rate,
             }
+        for prefix, rate in (("", self.judge), ("gold_", self.gold)):
+            if rate is not None and rate.length_controlled is not None:
+                name, equal = f"{prefix}length_controlled_win_rate", rate.length_controlled
+                metrics |= {name: equal.mean, f"{name}_low": equal.low, f"{name}_high": equal.high}
         for domain, rates in self.domains.items():
             for prefix, rate in (("", rates.judge), ("gold_", rates.gold)):
                 if rate is not None:

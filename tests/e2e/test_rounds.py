@@ -43,7 +43,11 @@ def test_a_job_leaves_versions_metrics_proofs_and_a_report(outcome: Outcome) -> 
             "win_rate_low",
             "win_rate_high",
             "tie_rate",
+            "length_controlled_win_rate",
+            "length_controlled_win_rate_low",
+            "length_controlled_win_rate_high",
             "gold_win_rate",
+            "gold_length_controlled_win_rate",
             "kl_nats",
         } <= version.metrics.keys()
     assert sum(version.best for version in versions) == 1

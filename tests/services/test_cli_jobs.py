@@ -55,7 +55,8 @@ def refused(*arguments: str) -> str:
 def test_without_a_service_the_store_here_is_read(home: Path, store: JobStore) -> None:
     assert "No jobs yet" in run("list").output
     job = store.create(JobSpec.model_validate(SPEC), home=home, runner="command")
-    store.add_version(job.id, 0, digest="abcdef0123456789", learner_step=0, metrics={"win_rate": 0.5})
+    rates = {"win_rate": 0.5, "length_controlled_win_rate": 0.4375}
+    store.add_version(job.id, 0, digest="abcdef0123456789", learner_step=0, metrics=rates)
     store.mark_best(job.id, 0)
     store.add_metrics(job.id, {"loss": 0.25})
     listed = run("list").output
@@ -64,6 +65,7 @@ def test_without_a_service_the_store_here_is_read(home: Path, store: JobStore) -
     assert run("list", "--state", "failed").output == "No jobs yet.\n"
     shown = run("show", job.id).output
     assert "loss" in shown and "0.25" in shown and "abcdef012345" in shown and "best" in shown
+    assert "length_controlled_win_rate" in shown and "0.4375" in shown
     assert json.loads(run("show", job.id, "--json").output)["spec"]["name"] == "demo"
     assert "queued" in run("logs", job.id, "--events").output
     assert "has no logs yet" in run("logs", job.id).output

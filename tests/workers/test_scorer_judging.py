@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -72,6 +73,7 @@ def test_the_whole_is_the_mean_of_the_domains_by_their_counts(drawn: list[tuple[
     rates = judged.domains.values()
     assert sum(rate.count for rate in rates) == judged.overall.count == len(drawn)
     assert sum(rate.mean * rate.count for rate in rates) / len(drawn) == pytest.approx(judged.overall.mean)
+    assert all(rate.length_controlled is None for rate in rates)
     assert by_domain(judged, judged) == {
         domain: DomainWinRate(judge=rate, gold=rate) for domain, rate in judged.domains.items()
     }
@@ -118,10 +120,24 @@ async def test_an_evaluation_gives_both_judges_rates_by_domain_under_stable_metr
     assert metrics["win_rate"] == metrics["gold_win_rate"] == 0.5
     assert (metrics["win_rate/bills"], metrics["gold_win_rate/bills"]) == (1.0, 0.0)
     assert (metrics["win_rate/late fees/eu"], metrics["gold_win_rate/late fees/eu"]) == (0.0, 1.0)
+    for name in ("length_controlled_win_rate", "gold_length_controlled_win_rate"):
+        assert 0 <= metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"] <= 1
     for name in metrics:
         if name.startswith(("win_rate/", "gold_win_rate/")):
             low, high = (metrics[name.replace("win_rate/", f"win_rate_{end}/", 1)] for end in ("low", "high"))
             assert 0 <= low <= metrics[name] <= high <= 1
+
+
+def test_the_length_controlled_win_rate_takes_back_what_mere_length_has_won() -> None:
+    # length alone decides, and the first side is longer in three of four comparisons
+    comparisons = [comparison(i, None, "x" * (9 if i % 4 else 5), "x" * 7) for i in range(64)]
+    judged = judge(build_scorer(FunctionScorer(name="length")), comparisons, tie_margin=0.0, temperature=1.0)
+    assert judged.overall.mean == 0.75 and judged.overall.length_controlled is not None
+    equal = judged.overall.length_controlled
+    assert equal.low <= equal.mean <= equal.high and equal.mean == pytest.approx(0.5, abs=0.01)
+    tempered = judge(build_scorer(FunctionScorer(name="length")), comparisons[1:4], tie_margin=0.0, temperature=4.0)
+    assert tempered.overall.length_controlled is not None  # lengths do not vary here: the mean soft preference
+    assert tempered.overall.length_controlled.mean == pytest.approx(1 / (1 + math.exp(-2 / 4)), abs=1e-3)
 
 
 def test_without_domains_and_gold_judge_there_are_no_metrics_of_them() -> None:

@@ -1,4 +1,4 @@
-"""Judges pairs of answers: one win rate over all of them, and one for each domain of their prompts."""
+"""Judges pairs of answers: win rates over all of them, plain and for equal lengths, and one for each domain of their prompts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from learner import evaluation
-from workers.messages import DomainWinRate, JudgedWinRate
+from workers.messages import DomainWinRate, EqualLengthWinRate, JudgedWinRate
 from workers.scorers.base import Comparison, PreferenceScorer
 
 
@@ -32,14 +32,22 @@ def judge(
     Raises:
         InputError: there are no comparisons, or a logit is not a number.
     """
-    results = scorer.score(comparisons)
-    logits = [(float(r.ordered_logits[0, 1]) - float(r.ordered_logits[1, 0])) / 2 for r in results]
+    logits = order_averaged_logits(scorer, comparisons)
     domains = [comparison.prompt.domain for comparison in comparisons]
     rates = evaluation.win_rate_by_domain(logits, domains, tie_margin, temperature)
+    plain = evaluation.win_rate(logits, tie_margin, temperature)
+    lengths = [len(first) - len(second) for first, second in (comparison.answers for comparison in comparisons)]
+    equal = evaluation.length_controlled_win_rate(evaluation.preferences_of(logits, temperature), lengths)
     return Judgement(
-        _judged(evaluation.win_rate(logits, tie_margin, temperature)),
+        _judged(plain, EqualLengthWinRate(mean=equal.mean, low=equal.low, high=equal.high)),
         {domain: _judged(rate) for domain, rate in rates.items()},
     )
+
+
+def order_averaged_logits(scorer: PreferenceScorer, comparisons: Sequence[Comparison]) -> list[float]:
+    """The scorer's logit that each comparison's first answer beats its second, averaged over both orders."""
+    results = scorer.score(comparisons)
+    return [(float(r.ordered_logits[0, 1]) - float(r.ordered_logits[1, 0])) / 2 for r in results]
 
 
 def by_domain(judged: Judgement, gold: Judgement | None) -> dict[str, DomainWinRate]:
@@ -50,5 +58,12 @@ def by_domain(judged: Judgement, gold: Judgement | None) -> dict[str, DomainWinR
     }
 
 
-def _judged(rate: evaluation.WinRate) -> JudgedWinRate:
-    return JudgedWinRate(mean=rate.mean, low=rate.low, high=rate.high, tie_rate=rate.ties, count=rate.count)
+def _judged(rate: evaluation.WinRate, equal_length: EqualLengthWinRate | None = None) -> JudgedWinRate:
+    return JudgedWinRate(
+        mean=rate.mean,
+        low=rate.low,
+        high=rate.high,
+        tie_rate=rate.ties,
+        count=rate.count,
+        length_controlled=equal_length,
+    )
