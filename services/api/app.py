@@ -34,6 +34,7 @@ def create_app(
     dispatcher: Dispatcher | None = None,
     admit: Admit | None = None,
     checks: Mapping[str, Callable[[], None]] | None = None,
+    dashboard: bool = False,
 ) -> FastAPI:
     """The application.
 
@@ -43,6 +44,7 @@ def create_app(
         dispatcher: starts jobs while the application lives; without one, jobs are only taken in.
         admit: checks a job's data in place of :func:`admission`.
         checks: what `/readyz` asks beside the store and the dispatcher; each raises when it is not ready.
+        dashboard: serve the pages for a browser too, at ``/``. A process can have them in one application only.
     """
     registry = CollectorRegistry()
     registry.register(JobCollector(store))
@@ -62,6 +64,11 @@ def create_app(
     for routes in (jobs, history, samples, preferences, versions, domains, files):
         app.include_router(routes.router, prefix="/v1")
     app.include_router(health.router)
+    if dashboard:
+        # a second to import, which an application without pages need not pay
+        from services.dashboard.app import install
+
+        install(app, app.state.context)
     api_key = settings.api_key.get_secret_value() if settings.api_key else None
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Guard, api_key=api_key)

@@ -62,7 +62,7 @@ def _serve(settings: Settings, listening: socket.socket) -> None:
     def ray_answers() -> None:
         cluster.nodes()
 
-    app = create_app(settings, store, dispatcher=dispatcher, checks={"ray": ray_answers})
+    app = create_app(settings, store, dispatcher=dispatcher, checks={"ray": ray_answers}, dashboard=True)
     config = uvicorn.Config(
         app,
         log_level="warning",
