@@ -1,12 +1,13 @@
 """The job store's database: how it is opened, and what a transaction is.
 
-Events and metrics are on disk before they are acknowledged (rule 11): write-ahead log, ``synchronous = FULL``.
-Several processes write the same file (API, controllers, command line), so a transaction that writes takes the write lock when it
-begins, and waits for it.
+Events and metrics are on disk before they are acknowledged (rule 11). Several processes write at once (API, controllers, command line).
+SQLite, the default: write-ahead log, ``synchronous = FULL``, and a transaction that writes takes the write lock when it begins, and waits
+for it. PostgreSQL: a transaction that reads and then writes locks the rows that it goes by, first the job's, so that nothing comes between.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,21 +16,22 @@ from threading import Lock
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, select
+from sqlalchemy.exc import OperationalError as Unreachable
 from sqlalchemy.orm import Session
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random
 
 from learner.errors import InputError
-from services.jobs.tables import Base
+from services.jobs.schema import bring_to_newest
 
 BUSY_TIMEOUT_SECONDS = 30.0
 """Longest wait for another process's write to the same file."""
 
 
 class Database:
-    """A database that is opened at first use, its tables made where they are missing. Safe to share between threads.
+    """A database that is opened at first use, and brought to the newest revision then. Safe to share between threads.
 
     Args:
-        url: an SQLAlchemy database URL. The folder of an SQLite file is made too.
+        url: an SQLAlchemy database URL, of SQLite or PostgreSQL. The folder of an SQLite file is made too.
     """
 
     def __init__(self, url: str) -> None:
@@ -64,8 +66,17 @@ class Database:
         with self._lock:
             if self._engine is None:
                 engine = open_engine(self._url)
-                with engine.execution_options(writes=True).begin() as connection:
-                    Base.metadata.create_all(connection)
+                try:
+                    bring_to_newest(engine, without_password(self._url))
+                except Unreachable as error:
+                    engine.dispose()
+                    raise InputError(
+                        f"database_url: {without_password(self._url)} cannot be opened ({_one_line(error.orig)}); is it there, and may this "
+                        "user write to it?"
+                    ) from None
+                except BaseException:
+                    engine.dispose()
+                    raise
                 self._engine = engine
             return self._engine
 
@@ -77,12 +88,18 @@ def open_engine(url: str) -> Engine:
         InputError: the URL cannot be read, or its driver is not installed.
     """
     try:
-        engine = create_engine(url)
+        # a connection that a restarted server or a firewall closed is noticed before it is used
+        engine = create_engine(url, pool_pre_ping=True)
     except Exception as error:  # SQLAlchemy raises many kinds here: a bad URL, an unknown dialect, a missing driver
         raise InputError(
-            f"database_url: {url!r} cannot be opened ({error}); use for example sqlite:////path/to/file.sqlite"
+            f"database_url: {without_password(url)!r} cannot be opened ({without_password(str(error))}); use for example "
+            "sqlite:////path/to/file.sqlite or postgresql+psycopg://user:password@host/database"
         ) from None
     place = make_url(url)
+    if place.get_backend_name() not in ("sqlite", "postgresql"):
+        raise InputError(
+            f"database_url: {without_password(url)!r} is a {place.get_backend_name()} database; use SQLite or PostgreSQL"
+        )
     if place.get_backend_name() == "sqlite":
         if place.database:
             Path(place.database).parent.mkdir(parents=True, exist_ok=True)
@@ -91,13 +108,21 @@ def open_engine(url: str) -> Engine:
     return engine
 
 
+def without_password(url: str) -> str:
+    """A database URL, or a message that quotes one, as it may be shown."""
+    return re.sub(r"(://[^:@/\s]*):[^\s]*@", r"\1:***@", url)
+
+
+def _one_line(error: object) -> str:
+    return without_password(" ".join(str(error).split()))
+
+
 def _set_up_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # the driver begins no transactions of its own; `_begin_sqlite` does
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_SECONDS * 1000)}")
     _switch_to_wal(cursor)
     cursor.execute("PRAGMA synchronous = FULL")
-    cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
 
 
@@ -115,5 +140,10 @@ def _switch_to_wal(cursor: Any) -> None:
 
 def _begin_sqlite(connection: Connection) -> None:
     # A transaction that reads first and writes later would be refused at once when another process wrote between.
-    writes = connection.get_execution_options().get("writes", False)
+    options = connection.get_execution_options()
+    writes = options.get("writes", False)
+    # a table that is made anew to change it must not take the rows that refer to it along; it cannot be said inside a transaction
+    cursor = connection.connection.cursor()
+    cursor.execute(f"PRAGMA foreign_keys = {'OFF' if options.get('changes_tables', False) else 'ON'}")
+    cursor.close()
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
