@@ -115,6 +115,27 @@ class History(Database):
                 result.setdefault(row.name, []).append(point)
         return result
 
+    def metrics_mark(self) -> int:
+        """The number of the newest point of all jobs, to ask after for what follows; 0 before the first."""
+        with self._read() as session:
+            return session.scalar(select(func.max(MetricRow.number))) or 0
+
+    def metrics_after(self, job_id: str, number: int, limit: int = 5000) -> tuple[dict[str, list[MetricPoint]], int]:
+        """A job's points that follow a number, oldest first and at most ``limit``, by name; and the number to ask after next time."""
+        query = (
+            select(MetricRow)
+            .where(MetricRow.job_id == job_id, MetricRow.number > number)
+            .order_by(MetricRow.number)
+            .limit(limit)
+        )
+        result: dict[str, list[MetricPoint]] = {}
+        with self._read() as session:
+            for row in session.scalars(query):
+                point = MetricPoint(value=row.value, version=row.version, learner_step=row.learner_step, time=row.time)
+                result.setdefault(row.name, []).append(point)
+                number = row.number
+        return result, number
+
     def newest_metrics(self, job_id: str) -> dict[str, MetricPoint]:
         """The newest point of every metric."""
         return {name: points[-1] for name, points in self.series(job_id, max_points=1).items()}
