@@ -19,7 +19,7 @@ from httpx_sse import connect_sse
 from pydantic import BaseModel
 
 from learner.errors import InputError
-from services.api.models import DomainList, EventPage, JobPage, MetricSeries, SamplePage, VersionList
+from services.api.models import AuditPage, DomainList, EventPage, JobPage, MetricSeries, SamplePage, VersionList
 from services.jobs.records import (
     FeedbackCounts,
     JobEvent,
@@ -183,6 +183,14 @@ class Client:
     def domains(self, job_id: str) -> DomainList:
         """The domains that a job learns one after another, and the win rates on each after each; none where it mixes all prompts."""
         return self._parsed(DomainList, "GET", f"/v1/jobs/{job_id}/domains")
+
+    def audit(
+        self, *, job_id: str | None = None, key_id: str | None = None, limit: int = 50, after: int | None = None
+    ) -> AuditPage:
+        """A page of the audit, newest first; ``after`` is the ``next`` of the page before. Needs a key of the scope admin."""
+        wanted = {"job_id": job_id, "key_id": key_id, "limit": limit, "after": after}
+        params = {name: value for name, value in wanted.items() if value is not None}
+        return self._parsed(AuditPage, "GET", "/v1/audit", params=params)
 
     def logs(self, job_id: str, *, lines: int = 100, file: str | None = None) -> str:
         """The ends of the workers' log files."""

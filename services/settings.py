@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +13,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from learner.errors import InputError
+
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-fA-F:]+\](:\d{1,5})?")
 
 
 class Settings(BaseSettings):
@@ -35,7 +39,25 @@ class Settings(BaseSettings):
         default=2, ge=0, description="Restarts of a job whose controller died, before it fails."
     )
     max_body_bytes: int = Field(default=4 << 20, ge=1024, description="Largest body of a request.")
+    rate_limit: str = Field(
+        default="6000/minute", description="Requests of one key, or of one address without a key; streams count beside."
+    )
+    max_concurrent_requests: int = Field(default=100, ge=1, description="Requests that are answered at the same time.")
+    max_streams: int = Field(default=500, ge=1, description="Event streams and open dashboard pages at the same time.")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Origins whose pages may use the REST API, separated by commas. Default: none."
+    )
     start_timeout_seconds: float = Field(default=300, gt=0, description="Longest wait for a job's controller to start.")
+
+    chat_places: int = Field(
+        default=1,
+        ge=0,
+        description="Jobs at a time that get a sampler for chat alone, where their own take no chat. 0: none.",
+    )
+    chat_idle_seconds: float = Field(
+        default=300, gt=0, description="A sampler for chat alone ends when nobody has used it for so long."
+    )
+    chat_slots: int = Field(default=8, ge=1, le=64, description="Requests that such a sampler takes at a time.")
 
     worker_extension: str | None = Field(
         default=None, description="vLLM's worker extension, where the operator replaces Sparring's own."
@@ -55,6 +77,32 @@ class Settings(BaseSettings):
     @classmethod
     def _roots_are_absolute(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
         return tuple(path.expanduser().resolve() for path in value)
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _rate_is_readable(cls, value: str) -> str:
+        from limits import parse  # only where a rate is given; the default is one
+
+        try:
+            parse(value)
+        except ValueError:
+            raise ValueError("a rate reads like 600/minute or 10/second") from None
+        return value
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is no origin; write each like https://app.example.org, without a path or *"
+                )
+        return value
 
     @classmethod
     def load(cls) -> Settings:
@@ -85,16 +133,19 @@ class Settings(BaseSettings):
         """Where a service of this machine answers by default."""
         return f"http://{'127.0.0.1' if self.host in ('', '0.0.0.0', '::') else self.host}:{self.port}"
 
-    def check_exposure(self) -> None:
+    def check_exposure(self, any_good_key: Callable[[], bool]) -> None:
         """Refuse to listen to other machines without a key (rule 16).
+
+        Args:
+            any_good_key: asks the store whether it has a key that is neither revoked nor expired; called only where it matters.
 
         Raises:
             InputError: the host is not loopback, and there is no key.
         """
-        if self.api_key is None and not is_loopback(self.host):
+        if self.api_key is None and not is_loopback(self.host) and not any_good_key():
             raise InputError(
-                f"SPARRING_HOST: {self.host!r} lets other machines in, so SPARRING_API_KEY must be set; "
-                "set it, or listen on 127.0.0.1"
+                f"SPARRING_HOST: {self.host!r} lets other machines in, so there must be a key; make one with "
+                "`sparring keys create NAME --scope admin`, set SPARRING_API_KEY, or listen on 127.0.0.1"
             )
 
 

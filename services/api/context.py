@@ -10,6 +10,7 @@ from typing import Annotated, Any, cast
 from fastapi import Depends, Request
 from prometheus_client import CollectorRegistry
 
+from services.access.store import AccessStore
 from services.jobs.layout import JobPaths
 from services.jobs.records import JobRecord
 from services.jobs.spec import JobSpec
@@ -26,6 +27,7 @@ class Context:
 
     settings: Settings
     store: JobStore
+    access: AccessStore
     admit: Callable[[Mapping[str, Any]], JobSpec]
     registry: CollectorRegistry
     checks: Mapping[str, Callable[[], None]]

@@ -15,6 +15,7 @@ from learner.records import (
     ScorerIdentity,
     Stage,
 )
+from services.access.records import AuditEntry
 from services.jobs.records import JobEvent, JobSummary, MetricPoint, VersionRecord
 
 
@@ -123,3 +124,10 @@ class DomainList(Record):
     domains: tuple[DomainVersions, ...] = ()
     scorer: Transfer | None = None
     gold: Transfer | None = None
+
+
+class AuditPage(Record):
+    """Entries of the audit, newest first. ``next`` is the cursor of the following page, where there is one."""
+
+    entries: tuple[AuditEntry, ...]
+    next: int | None

@@ -17,6 +17,7 @@ from learner.errors import InputError
 from learner.records import Record
 from services.adapters import UnknownVersion
 from services.jobs.store import IdempotencyConflict, StateConflict, UnknownJob
+from services.secrets import mask
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -65,9 +66,53 @@ def problem(
 ) -> ProblemResponse:
     """An answer that says what went wrong."""
     document = Problem(
-        title=HTTPStatus(status).phrase, status=status, detail=detail, code=code, request_id=request_id, errors=errors
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=mask(detail),
+        code=code,
+        request_id=request_id,
+        errors=tuple(FieldProblem(param=each.param, detail=mask(each.detail)) for each in errors),
     )
     return ProblemResponse(document.model_dump(), status_code=status, headers=headers)
+
+
+_WHEN: Mapping[int, str] = {
+    400: "The body cannot be read as text.",
+    401: "A key is asked for, and there is none, or one that is not good (any more).",
+    403: "The key's scope is too small, or the request comes from a page or under a name that is not allowed.",
+    404: "There is no such thing.",
+    409: "Not in the state in which it is.",
+    413: "The body is too large.",
+    422: "Something in the request is not right; `errors` names the fields.",
+    429: "Too many requests; `Retry-After` says when to come back.",
+    503: "Not now; `Retry-After` says when to come back.",
+}
+"""When a route answers so, for the OpenAPI document."""
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What a route that answers with problems of these statuses declares as its ``responses``."""
+    return {
+        status: {
+            "description": _WHEN[status],
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "example": _example(status)}},
+        }
+        for status in statuses
+    }
+
+
+def _example(status: int) -> dict[str, Any]:
+    detail, code, errors = _WHEN[status], _code(status), ()
+    if status == 422:
+        detail, code = "schedule.rounds: 0 is too small, it must be at least 1", "invalid_input"
+        errors = (_field_problem(detail),)  # type: ignore[assignment]
+    title = HTTPStatus(status).phrase
+    document = Problem(title=title, status=status, detail=detail, code=code, request_id="7f3c2a", errors=errors)
+    return document.model_dump(mode="json")
+
+
+def _code(status: int) -> str:
+    return HTTPStatus(status).phrase.lower().replace(" ", "_")
 
 
 def install(app: FastAPI) -> None:
@@ -97,9 +142,12 @@ async def _invalid_request(request: Request, error: Exception) -> ProblemRespons
 
 async def _http_error(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, HTTPException)
-    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     return problem(
-        error.status_code, code, str(error.detail), request_id=_request_id(request), headers=error.headers or {}
+        error.status_code,
+        _code(error.status_code),
+        str(error.detail),
+        request_id=_request_id(request),
+        headers=error.headers or {},
     )
 
 

@@ -12,7 +12,21 @@ from typing import Annotated, NoReturn
 import typer
 
 from learner.errors import InputError
-from services.cli import demo, export, feedback, jobs, objectives, run, schema, scorer, serve, validate
+from services.cli import (
+    audit,
+    demo,
+    evaluate,
+    export,
+    feedback,
+    jobs,
+    keys,
+    objectives,
+    run,
+    schema,
+    scorer,
+    serve,
+    validate,
+)
 from workers.errors import CallTimeout, WorkerError
 
 EXIT_BAD_INPUT = 2
@@ -57,6 +71,7 @@ def _options(
 app.command()(demo.demo)
 app.command()(run.run)
 app.command()(validate.validate)
+app.command()(evaluate.evaluate)
 app.command()(schema.schema)
 app.command()(objectives.objectives)
 app.command()(serve.serve)
@@ -69,6 +84,8 @@ app.command()(jobs.resume)
 app.command()(jobs.logs)
 app.command()(feedback.feedback)
 app.command()(export.export)
+app.command()(audit.audit)
+app.add_typer(keys.app, name="keys")
 app.add_typer(scorer.app, name="scorer")
 
 

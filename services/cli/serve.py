@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 from types import FrameType
@@ -28,7 +29,7 @@ def serve(
     settings = Settings.load()
     given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     settings = settings.model_copy(update=given)
-    settings.check_exposure()
+    settings.check_exposure(lambda: _any_good_key(settings))
     listening = _listen(settings)  # first: a port that is taken should not cost the start of Ray
     try:
         _serve(settings, listening)
@@ -36,15 +37,28 @@ def serve(
         listening.close()
 
 
+def _any_good_key(settings: Settings) -> bool:
+    from services.access.store import AccessStore
+
+    store = AccessStore(settings.store_url)
+    try:
+        return store.any_good_key()
+    finally:
+        store.close()
+
+
 def _serve(settings: Settings, listening: socket.socket) -> None:
     import uvicorn
 
     from services.api.app import create_app
+    from services.chat.samplers import RaySamplers
     from services.jobs.dispatcher import Dispatcher
     from services.jobs.launcher import Launcher
     from services.jobs.store import JobStore
+    from services.secrets import log_safely
     from workers import cluster, process_tree
 
+    log_safely(logging.WARNING)
     local = settings.ray_address is None
     if local:  # whatever ends this process, SIGKILL included, its Ray ends with it
         process_tree.guard()
@@ -62,10 +76,17 @@ def _serve(settings: Settings, listening: socket.socket) -> None:
     def ray_answers() -> None:
         cluster.nodes()
 
-    app = create_app(settings, store, dispatcher=dispatcher, checks={"ray": ray_answers}, dashboard=True)
+    app = create_app(
+        settings,
+        store,
+        dispatcher=dispatcher,
+        samplers=RaySamplers(settings, store),
+        checks={"ray": ray_answers},
+        dashboard=True,
+    )
     config = uvicorn.Config(
         app,
-        log_level="warning",
+        log_config=None,  # through our own handler, which masks secrets
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=STREAM_END_SECONDS,

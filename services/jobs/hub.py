@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from learner.errors import InputError
+from services.secrets import mask
 
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
@@ -22,7 +23,7 @@ def fetch_small_files(name: str, revision: str | None, key: str) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(SMALL_FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = mask(str(error).strip().splitlines()[0]) if str(error).strip() else type(error).__name__
         raise InputError(
             f"{key}: {name} could not be fetched from the Hugging Face hub ({reason}); check the name, the network and the access token"
         ) from None

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, column, create_engine, inspect, selec
 
 from learner.errors import InputError
 
-NEWEST = "0002"
+NEWEST = "0003"
 """The newest revision. It stands here too, so that opening a database that has it imports no Alembic."""
 
 FIRST = "0001"

@@ -15,16 +15,17 @@ def test_defaults_bind_to_loopback_and_keep_the_store_in_home(monkeypatch: pytes
     settings = Settings.load()
     assert (settings.host, settings.port) == ("127.0.0.1", 8700)
     assert settings.store_url == f"sqlite:///{tmp_path}/home/sparring.sqlite"
-    settings.check_exposure()
+    settings.check_exposure(lambda: False)
 
 
 def test_off_loopback_a_key_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARRING_HOST", "0.0.0.0")
-    with pytest.raises(InputError, match="SPARRING_API_KEY must be set"):
-        Settings.load().check_exposure()
+    with pytest.raises(InputError, match="there must be a key; make one with `sparring keys create"):
+        Settings.load().check_exposure(lambda: False)
+    Settings.load().check_exposure(lambda: True)
     monkeypatch.setenv("SPARRING_API_KEY", "secret")
     settings = Settings.load()
-    settings.check_exposure()
+    settings.check_exposure(lambda: False)
     assert "secret" not in repr(settings)
 
 
@@ -46,3 +47,24 @@ def test_a_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_which_hosts_are_loopback(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("SPARRING_RATE_LIMIT", "often", "reads like 600/minute"),
+        ("SPARRING_CORS_ORIGINS", "*", "without a path or \\*"),
+        ("SPARRING_CORS_ORIGINS", "https://a.example,https://b.example/app", "https://b.example/app' is no origin"),
+    ],
+)
+def test_a_limit_or_an_origin_that_cannot_be_is_named(
+    variable: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InputError, match=f"{variable}.*{said}"):
+        Settings.load()
+
+
+def test_origins_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARRING_CORS_ORIGINS", "https://a.example, http://localhost:3000")
+    assert Settings.load().cors_origins == ("https://a.example", "http://localhost:3000")

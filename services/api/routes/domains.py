@@ -6,10 +6,11 @@ from fastapi import APIRouter
 
 from learner.transfer import TransferMatrix
 from services.api.context import Shared
+from services.api.guard import READ
 from services.api.models import DomainList, DomainVersions, Transfer
 from services.jobs.transfer import averages, job_transfer
 
-router = APIRouter(tags=["domains"])
+router = APIRouter(tags=["domains"], dependencies=[READ])
 
 
 @router.get("/jobs/{job_id}/domains")

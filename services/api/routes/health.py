@@ -6,6 +6,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from services.api.context import Shared
+from services.api.guard import READ
 
 router = APIRouter(tags=["health"])
 
@@ -32,7 +33,7 @@ def readyz(shared: Shared, response: Response) -> dict[str, str | dict[str, str]
     return {"status": "ready" if ready else "not ready", "checks": checks}
 
 
-@router.get("/metrics", include_in_schema=False)
+@router.get("/metrics", include_in_schema=False, dependencies=[READ])
 def metrics(shared: Shared) -> Response:
     """Prometheus metrics."""
     return Response(generate_latest(shared.registry), media_type=CONTENT_TYPE_LATEST)

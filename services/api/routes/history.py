@@ -11,17 +11,28 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from learner.errors import InputError
 from services.api.context import Context, Shared
+from services.api.guard import READ
 from services.api.models import EventPage, MetricSeries
 from services.jobs.records import JobEvent
 
-router = APIRouter(tags=["history"])
+router = APIRouter(tags=["history"], dependencies=[READ])
 
 POLL_SECONDS = 0.5
 KEEP_ALIVE_SECONDS = 15
 STREAM_BATCH = 200
 
 
-@router.get("/jobs/{job_id}/events", response_model=EventPage)
+@router.get(
+    "/jobs/{job_id}/events",
+    response_model=EventPage,
+    responses={
+        200: {
+            "description": "A page, or with `Accept: text/event-stream` a stream whose data are events.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        204: {"description": "The job has ended and every event was seen: a browser must not reconnect."},
+    },
+)
 async def events(
     request: Request,
     shared: Shared,

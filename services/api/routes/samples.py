@@ -11,13 +11,14 @@ from learner.errors import InputError
 from learner.preference import win_matrix, win_probabilities
 from learner.records import Answer, GroupState, ScoredGroup
 from services.api.context import Shared, paths_of
+from services.api.guard import READ
 from services.api.models import Sample, SampledAnswer, SamplePage
 from services.jobs.records import JobRecord
 from services.jobs.spec import JobSpec
 from workers.replay.rows import GroupRow
 from workers.replay.view import LedgerView
 
-router = APIRouter(tags=["samples"])
+router = APIRouter(tags=["samples"], dependencies=[READ])
 
 
 @router.get("/jobs/{job_id}/samples")

@@ -10,9 +10,10 @@ from fastapi.responses import StreamingResponse
 from learner.records import Module
 from services.adapters import adapter_files, zipped
 from services.api.context import Shared
+from services.api.guard import READ
 from services.api.models import VersionList
 
-router = APIRouter(tags=["versions"])
+router = APIRouter(tags=["versions"], dependencies=[READ])
 
 
 @router.get("/jobs/{job_id}/versions")
@@ -21,7 +22,16 @@ def versions(shared: Shared, job_id: str) -> VersionList:
     return VersionList(versions=tuple(shared.store.versions(job_id)))
 
 
-@router.get("/jobs/{job_id}/versions/{version}/download", response_class=StreamingResponse)
+@router.get(
+    "/jobs/{job_id}/versions/{version}/download",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "A zip of a peft folder.",
+            "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+)
 def download(
     shared: Shared, job_id: str, version: Annotated[int, Path(ge=0)], module: Annotated[Module, Query()] = "fast"
 ) -> StreamingResponse:
