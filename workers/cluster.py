@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ __all__ = [
     "connect",
     "disconnect",
     "find",
+    "free",
     "kill",
     "leave",
     "nodes",
@@ -139,6 +140,16 @@ def nodes() -> list[Node]:
         Node(cpus=node["Resources"].get("CPU", 0.0), gpus=node["Resources"].get("GPU", 0.0))
         for node in ray.nodes()
         if node["Alive"]
+    ]
+
+
+def free() -> list[Node]:
+    """What the cluster's living machines have left now."""
+    from ray._private import state
+
+    return [
+        Node(cpus=left.get("CPU", 0.0), gpus=left.get("GPU", 0.0))
+        for left in state.available_resources_per_node().values()
     ]
 
 
@@ -279,13 +290,41 @@ class Link:
             self._handle = None
             raise
 
+    async def stream(
+        self, method: str, *args: Any, timeout_seconds: float | None = None, setting: str | None = None
+    ) -> AsyncGenerator[Any]:
+        """Call a method that is an async generator, and give its items as they come; the time-out is of each. Closing it early ends the
+        method where it stands. Errors are those of :meth:`call`."""
+        patience = _patience(timeout_seconds, setting)
+        items = self._method(method).options(num_returns="streaming").remote(*args)
+        ended = False
+        try:
+            while True:
+                try:
+                    ref = await asyncio.wait_for(anext(items), patience[0])
+                except StopAsyncIteration:
+                    ended = True
+                    return
+                except TimeoutError:
+                    raise _timeout(*patience) from None
+                yield await call_async(ref, *patience)
+        except WorkerDied:
+            self._handle, ended = None, True
+            raise
+        finally:
+            if not ended:
+                ray.cancel(items)
+
     def begin(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Begin a call and return Ray's reference to its result, which can be handed to another worker unread."""
+        return self._method(method).remote(*args, **kwargs)
+
+    def _method(self, method: str) -> Any:
         if self._handle is None:
             self._handle = find(self.name)
         if self._handle is None:
             raise WorkerUnavailable(f"no worker of the name {self.name} is running")
-        return getattr(self._handle, method).remote(*args, **kwargs)
+        return getattr(self._handle, method)
 
 
 class WorkerPulse(Record):

@@ -113,12 +113,21 @@ class SamplerConfig(Config):
     lora_slots: int | None = Field(
         default=None,
         ge=1,
-        description="Adapter versions that may be served at a time (vLLM's max_loras). Default: max_staleness + 2.",
+        description="Adapter versions that may be served at a time (vLLM's max_loras). Default: max_staleness + 2, and chat_slots.",
     )
     cpu_lora_slots: int | None = Field(
         default=None,
         ge=1,
         description="Adapter versions kept in memory (vLLM's max_cpu_loras). Default: twice lora_slots.",
+    )
+    chat_slots: int | None = Field(
+        default=None,
+        ge=0,
+        le=64,
+        description=(
+            "Requests of chat that a sampler takes at a time beside the job's own work, and versions that it keeps for them. Default: 2 with "
+            "schedule.mode: online, as far as lora_slots leaves room; else 0, and the service starts a sampler for chat when it is asked."
+        ),
     )
     start_timeout_seconds: float = Field(default=600, gt=0, description="Longest wait for the engine to start.")
     request_timeout_seconds: float = Field(default=600, gt=0, description="Longest wait for one group of answers.")

@@ -13,6 +13,7 @@ from learner.rendered import RenderedPrompt
 from services.jobs.layout import JobPaths
 from services.jobs.spec import JobSpec
 from workers import cluster
+from workers.chat import MAX_ANSWERS
 from workers.cluster import Link
 from workers.learner import LearnerSetup, LearnerWorker, prompts_for_canary
 from workers.replay.actor import ReplaySetup, ReplayWorker
@@ -181,26 +182,14 @@ class Crew:
     def _samplers(self, lease: float, worker_extension: str | None) -> tuple[Member, ...]:
         spec, resources = self.spec, self.spec.resources.sampler
         slots = resources.lora_slots or spec.live_adapters
-        extension = {} if worker_extension is None else {"worker_extension": worker_extension}
-        engine = EngineConfig(
-            model=spec.policy.model,
-            revision=spec.policy.revision,
-            dtype=spec.policy.dtype,
-            max_model_len=spec.policy.max_context_tokens,
-            lora_rank=spec.most_rank,
+        engine = engine_config(
+            spec,
+            self.paths,
             lora_slots=slots,
             cpu_lora_slots=resources.cpu_lora_slots or 2 * slots,
-            max_running_requests=resources.max_running_requests,
-            threads=resources.threads,
-            kv_cache_gib=resources.kv_cache_gib,
-            gpu_memory_utilization=resources.gpu_memory_utilization,
-            tensor_parallel_size=resources.tensor_parallel_size,
-            enforce_eager=resources.enforce_eager,
-            seed=spec.seed,
-            cache_dir=Path(self.paths.home) / "cache",
+            running_requests=resources.max_running_requests + spec.chat_slots * MAX_ANSWERS,
             deterministic=spec.schedule.mode != "online",
-            gpus=resources.gpus,
-            **extension,
+            worker_extension=worker_extension,
         )
         return tuple(
             Member(
@@ -221,6 +210,7 @@ class Crew:
                         keep_versions=spec.schedule.max_staleness + 1,
                         start_timeout_seconds=resources.start_timeout_seconds,
                         request_timeout_seconds=resources.request_timeout_seconds,
+                        chat_slots=spec.chat_slots,
                     ),
                     lease,
                 ),
@@ -231,3 +221,48 @@ class Crew:
             )
             for number in range(resources.count)
         )
+
+
+def engine_config(
+    spec: JobSpec,
+    paths: JobPaths,
+    *,
+    lora_slots: int,
+    cpu_lora_slots: int,
+    running_requests: int,
+    deterministic: bool,
+    worker_extension: str | None,
+) -> EngineConfig:
+    """What an engine that serves a job's versions is started with.
+
+    Args:
+        spec: the job, as validation resolved it.
+        paths: where its files lie.
+        lora_slots: adapters in one step.
+        cpu_lora_slots: adapters in memory.
+        running_requests: answers at a time.
+        deterministic: compute every prompt from its beginning.
+        worker_extension: vLLM's worker extension, where the operator replaced it.
+    """
+    resources = spec.resources.sampler
+    extension = {} if worker_extension is None else {"worker_extension": worker_extension}
+    return EngineConfig(
+        model=spec.policy.model,
+        revision=spec.policy.revision,
+        dtype=spec.policy.dtype,
+        max_model_len=spec.policy.max_context_tokens,
+        lora_rank=spec.most_rank,
+        lora_slots=lora_slots,
+        cpu_lora_slots=cpu_lora_slots,
+        max_running_requests=running_requests,
+        threads=resources.threads,
+        kv_cache_gib=resources.kv_cache_gib,
+        gpu_memory_utilization=resources.gpu_memory_utilization,
+        tensor_parallel_size=resources.tensor_parallel_size,
+        enforce_eager=resources.enforce_eager,
+        seed=spec.seed,
+        cache_dir=Path(paths.home) / "cache",
+        deterministic=deterministic,
+        gpus=resources.gpus,
+        **extension,
+    )

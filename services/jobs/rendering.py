@@ -104,6 +104,17 @@ class PromptRenderer:
                 raise InputError(f"{self._key}: prompt {prompt.id!r} renders to no tokens")
         return encoded
 
+    def plain_token_ids(self, text: str) -> tuple[int, ...]:
+        """The token ids of a text that is to be continued, without a chat template; BOS in front where the tokenizer adds it by itself.
+
+        Raises:
+            InputError: it is no tokens.
+        """
+        ids = (*self._prefix, *self._encode([text])[0])
+        if not ids:
+            raise InputError("prompt: it renders to no tokens; give some text")
+        return ids
+
     def answer_token_ids(
         self, prompts: Sequence[Prompt], prompt_token_ids: Sequence[Sequence[int]], answers: Sequence[str]
     ) -> list[tuple[int, ...]]:

@@ -6,9 +6,9 @@ and documented in well under a second.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from learner.config import (
     AdapterConfig,
@@ -23,6 +23,12 @@ from learner.objectives.kinds import AnyObjective
 from learner.objectives.parameters import SppoParameters
 from learner.records import Module
 from workers.config import FleetConfig, QueueConfig, SamplerConfig, SamplingConfig, ScorerConfig, ScorerResources
+
+LabelName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
+LabelValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")]
+
+CHAT_SLOTS = 2
+"""Requests of chat that a sampler of an online job takes at a time, unless the job says otherwise."""
 
 
 class PromptsConfig(Config):
@@ -128,7 +134,15 @@ class JobSpec(Config):
     name: str = Field(
         default="job", pattern=r"^[a-z0-9][a-z0-9-]{0,47}$", description="Lower-case letters, digits and hyphens."
     )
-    metadata: dict[str, str] = Field(default_factory=dict, description="Your own labels.")
+    metadata: dict[LabelName, LabelValue] = Field(
+        default_factory=dict, max_length=64, description="Your own labels, to find the job by."
+    )
+    priority: int = Field(
+        default=0,
+        ge=-1000,
+        le=1000,
+        description="Of queued jobs the one with the highest priority starts first, then the oldest.",
+    )
     policy: PolicyConfig = Field(description="The model that is aligned.")
     prompts: PromptsConfig = Field(description="What it is asked while it learns.")
     scorer: ScorerConfig = Field(default=ScorerConfig(), description="What compares its answers.")
@@ -160,9 +174,24 @@ class JobSpec(Config):
         return ("fast",) if self.adapters.slow == "off" else ("fast", "slow")
 
     @property
-    def live_adapters(self) -> int:
-        """Adapters that a sampler may serve at a time (rule 6): of as many versions as staleness keeps in use, and the opponent."""
+    def learning_adapters(self) -> int:
+        """Adapters that the job itself may have served at a time: of as many versions as staleness keeps in use, and the opponent."""
         return (self.schedule.max_staleness + 2) * len(self.modules) + (self.sampling.fixed_opponent is not None)
+
+    @property
+    def chat_slots(self) -> int:
+        """Requests of chat that one of the job's samplers takes at a time, each of which may name a version of its own."""
+        sampler = self.resources.sampler
+        if sampler.chat_slots is not None or self.schedule.mode != "online":
+            return sampler.chat_slots or 0
+        if sampler.lora_slots is None:
+            return CHAT_SLOTS
+        return max(0, min(CHAT_SLOTS, sampler.lora_slots - self.learning_adapters))
+
+    @property
+    def live_adapters(self) -> int:
+        """Adapters that a sampler may serve at a time (rule 6): the job's own, and those that chat names."""
+        return self.learning_adapters + self.chat_slots
 
     @property
     def most_rank(self) -> int:

@@ -166,9 +166,15 @@ def _opponent(spec: JobSpec) -> Iterator[str]:
 
 def _slots(spec: JobSpec) -> Iterator[str]:
     sampler, live = spec.resources.sampler, spec.live_adapters
+    if sampler.chat_slots and spec.schedule.mode != "online":
+        yield (
+            f"resources.sampler.chat_slots: {sampler.chat_slots} does not go with schedule.mode: {spec.schedule.mode}, whose samplers must "
+            "write the same answers again; set it to 0 or leave it out, and chat gets a sampler of its own"
+        )
     if sampler.lora_slots is not None and sampler.lora_slots < live:
         beside = "" if spec.adapters.slow == "off" else f", adapters.slow: {spec.adapters.slow}"
         beside += "" if spec.sampling.fixed_opponent is None else f" and sampling.opponent: {spec.sampling.opponent}"
+        beside += "" if not spec.chat_slots else f" and chat_slots: {spec.chat_slots}"
         yield (
             f"resources.sampler.lora_slots: {sampler.lora_slots} is too small for schedule.max_staleness: {spec.schedule.max_staleness}"
             f"{beside}, which keeps {live} adapters in use; raise it to {live} or leave it out"

@@ -161,7 +161,11 @@ def _explicit(spec: JobSpec, model: ModelFiles | None) -> JobSpec:
     resources = spec.resources
     slots = resources.sampler.lora_slots or spec.live_adapters
     sampler = resources.sampler.model_copy(
-        update={"lora_slots": slots, "cpu_lora_slots": resources.sampler.cpu_lora_slots or 2 * slots}
+        update={
+            "lora_slots": slots,
+            "cpu_lora_slots": resources.sampler.cpu_lora_slots or 2 * slots,
+            "chat_slots": spec.chat_slots,
+        }
     )
     policy = spec.policy
     if model is not None:

@@ -10,11 +10,12 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from learner.records import (
     ADAPTER_FILES,
@@ -29,11 +30,13 @@ from learner.records import (
     VersionManifest,
 )
 from workers import logs, process_tree
+from workers.chat import ChatBegun, ChatPiece, ChatRequest
 from workers.cluster import LeasedWorker, Link, WorkerDied, WorkerUnavailable
 from workers.config import SamplingConfig
 from workers.messages import EvaluationAnswer, EvaluationItem, GroupFailure, LoadProof, SamplerStatus
 from workers.sampler.engine import EngineConfig, GeneratedAnswer, SamplerEngine
-from workers.sampler.errors import EngineDied
+from workers.sampler.errors import ChatBusy, EngineDied
+from workers.sampler.guests import Adapter, Guests
 from workers.versions.cache import VersionCache
 
 T = TypeVar("T")
@@ -52,6 +55,7 @@ class SamplerSetup:
         cache: folder on this machine that versions' bytes are kept in.
         in_order: enqueue each batch of tickets in order while the scheduler is held (rule 8).
         keep_versions: newest versions that stay loaded, besides the opponent and those that running requests name.
+        chat_slots: requests of chat at a time, and versions that are loaded for chat alone.
     """
 
     name: str
@@ -66,6 +70,7 @@ class SamplerSetup:
     keep_versions: int
     start_timeout_seconds: float
     request_timeout_seconds: float
+    chat_slots: int = 0
 
 
 class SamplerWorker(LeasedWorker):
@@ -90,6 +95,7 @@ class SamplerWorker(LeasedWorker):
         self.failures: list[GroupFailure] = []
         self.digests: dict[tuple[Module, int], str] = {}
         self.loading = asyncio.Lock()
+        self.guests = Guests(setup.chat_slots)
         self.delivered_total = 0
 
     async def start(self) -> float:
@@ -120,6 +126,7 @@ class SamplerWorker(LeasedWorker):
                 files = await self._adapter_files(manifest)
                 digest = await self._guarded(self.engine.load_version(manifest, files, module))
                 self.digests[module, version] = digest
+            self.guests.remove((module, version))  # the job needs it now, whoever loaded it
         measured = await self._guarded(
             self.engine.text_logprobs([text.token_ids for text in manifest.canary], version, module)
         )
@@ -166,6 +173,8 @@ class SamplerWorker(LeasedWorker):
         for needed in (version, reference):
             if needed is not None and ("fast", needed) not in self.digests:
                 await self.load(needed)
+            if needed is not None:
+                self.guests.remove(("fast", needed))  # were it loaded for chat, it could go in the middle of this
         answers = await asyncio.gather(
             *(
                 self._generate(
@@ -187,6 +196,31 @@ class SamplerWorker(LeasedWorker):
             )
             for item, group, logprobs in zip(items, answers, references, strict=True)
         ]
+
+    async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatBegun | ChatPiece]:
+        """Answer a person: first that it has begun, then the answers piece by piece. A version that is not loaded is loaded.
+
+        It takes no more than chat's share of this sampler, and never holds up what the job asks for (rules 6 and 8).
+
+        Raises:
+            ChatBusy: chat's share is taken.
+            InputError: the prompt leaves no room for an answer.
+            MissingVersionError: there is no such version.
+            TimeoutError: it took longer than ``resources.sampler.request_timeout_seconds``.
+        """
+        if self.engine.info is None:
+            raise ChatBusy(f"{self.setup.name} is starting; try again")
+        adapter = None if request.version is None else (request.module, request.version)
+        with self.guests.request(adapter):
+            async with asyncio.timeout(self.setup.request_timeout_seconds):
+                digest = None if adapter is None else await self._guest_digest(adapter)
+                yield ChatBegun(sampler=self.setup.name, adapter_digest=digest)
+                try:
+                    async with aclosing(self.engine.stream(request)) as pieces:
+                        async for piece in pieces:
+                            yield piece
+                except EngineDied:
+                    self._die()
 
     async def status(self) -> SamplerStatus:
         """What is in flight, and what failed since the last call. A failure whose report is lost leaves a group that nobody
@@ -298,10 +332,13 @@ class SamplerWorker(LeasedWorker):
         try:
             return await work
         except EngineDied:
-            # an actor whose engine is dead would fail every call for ever; its death is what the controller understands
-            self.log.exception("the engine died, and this sampler with it")
-            logging.shutdown()
-            os._exit(1)
+            self._die()
+
+    def _die(self) -> NoReturn:
+        """An actor whose engine is dead would fail every call for ever; its death is what the controller understands."""
+        self.log.exception("the engine died, and this sampler with it")
+        logging.shutdown()
+        os._exit(1)
 
     def _record(self, answer: GeneratedAnswer, module: Module, version: int) -> Answer:
         return Answer(
@@ -318,6 +355,21 @@ class SamplerWorker(LeasedWorker):
             sampler=self.setup.name,
         )
 
+    async def _guest_digest(self, adapter: Adapter) -> str:
+        """The digest of a version that a running request names; it is loaded where it is not, in place of the longest unused guest."""
+        module, version = adapter
+        async with self.loading:
+            if adapter not in self.digests:
+                manifest: VersionManifest = await self.store.call("manifest", module, version)
+                files = await self._adapter_files(manifest)
+                if (old := self.guests.to_unload()) is not None:
+                    self.guests.remove(old)
+                    await self._guarded(self.engine.unload_version(old[1], old[0]))
+                    del self.digests[old]
+                self.digests[adapter] = await self._guarded(self.engine.load_version(manifest, files, module))
+                self.guests.add(adapter)
+            return self.digests[adapter]
+
     async def _adapter_files(self, manifest: VersionManifest) -> dict[str, bytes]:
         """A version's adapter from this machine's cache, or from the store; digest-checked either way (rule 13)."""
         missing, files = self.cache.look(manifest, ADAPTER_FILES)
@@ -330,6 +382,8 @@ class SamplerWorker(LeasedWorker):
         """Unload versions that are neither among the newest, nor the opponent, nor named by a running request."""
         for module, old in sorted(self.digests):
             opponent = module == "fast" and old == self.setup.sampling.fixed_opponent
+            if (module, old) in self.guests or self.guests.named((module, old)):
+                continue
             if old <= version - self.setup.keep_versions and not opponent and self.engine.in_flight(old, module) == 0:
                 await self.engine.unload_version(old, module)
                 del self.digests[module, old]

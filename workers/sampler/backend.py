@@ -6,7 +6,7 @@ Nothing here waits for a dead process: ``alive`` ends every wait when vLLM's pro
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -114,14 +114,7 @@ class Backend:
         Raises:
             InputError: vLLM refuses the request.
         """
-        from vllm.exceptions import VLLMValidationError
-        from vllm.inputs.engine import tokens_input
-
-        try:
-            async with self._enqueueing:
-                queue = await self.engine.add_request(request_id, tokens_input(token_ids), params, lora_request=lora)
-        except VLLMValidationError as error:
-            raise InputError(f"request {request_id}: {error}") from error
+        queue = await self._enqueue(request_id, token_ids, params, lora)
         on_enqueued()
         try:
             output = queue.get_nowait() or await queue.get()
@@ -133,6 +126,35 @@ class Backend:
         if not output.finished:
             raise SamplerError(f"request {request_id}: vLLM gave a part of the answers where all were asked for")
         return output
+
+    async def outputs(self, request_id: str, token_ids: list[int], params: Any, lora: Any) -> AsyncGenerator[Any]:
+        """Hand a request to vLLM and give its outputs as they come, what came meanwhile in one. Closing it early aborts the request.
+
+        Raises:
+            InputError: vLLM refuses the request.
+            EngineDied: vLLM's processes are gone.
+        """
+        queue = await self.alive(self._enqueue(request_id, token_ids, params, lora))
+        finished = False
+        try:
+            while not finished:
+                output = queue.get_nowait() or await self.alive(queue.get())
+                finished = bool(output.finished)
+                yield output
+        finally:
+            queue.close()
+            if not finished and not self.dead:
+                await self.engine.abort(queue.request_id, internal=True)
+
+    async def _enqueue(self, request_id: str, token_ids: list[int], params: Any, lora: Any) -> Any:
+        from vllm.exceptions import VLLMValidationError
+        from vllm.inputs.engine import tokens_input
+
+        try:
+            async with self._enqueueing:
+                return await self.engine.add_request(request_id, tokens_input(token_ids), params, lora_request=lora)
+        except VLLMValidationError as error:
+            raise InputError(f"request {request_id}: {error}") from error
 
     def describe(self) -> EngineInfo:
         """What vLLM says of the model that it serves."""

@@ -11,15 +11,17 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 from learner.errors import InputError
 from learner.records import ADAPTER_FILES, FinishReason, Module, SamplingParameters, VersionManifest
+from workers.chat import ChatPiece, ChatRequest
 from workers.sampler.backend import DEATH_MESSAGE, DEATH_POLL_SECONDS, Backend
 from workers.sampler.errors import AdapterRejected, DigestMismatch, EngineDied, SamplerError
+from workers.sampler.pieces import chat_piece
 from workers.sampler.settings import EngineConfig, EngineInfo, GeneratedAnswer
 from workers.sampler.slots import AdapterSlots
 
@@ -157,13 +159,14 @@ class SamplerEngine:
         *,
         request_id: str,
         prompt_token_ids: Sequence[int],
-        version: int,
+        version: int | None,
         sampling: SamplingParameters,
         seed: int,
         answers: int,
         module: Module = "fast",
     ) -> list[GeneratedAnswer]:
-        """Write ``answers`` answers to one prompt under one version; they leave together. Answer k is drawn with seed ``seed + k``.
+        """Write ``answers`` answers to one prompt under one version, or under the bare base (``None``); they leave together. Answer k is drawn
+        with seed ``seed + k``.
 
         Raises:
             VersionNotLoaded: the version is not loaded (it never was, or it was unloaded).
@@ -202,6 +205,35 @@ class SamplerEngine:
         self._counters["sample_tokens_total"] += sum(len(answer.token_ids) for answer in generated)
         self._counters["prompt_tokens_total"] += len(prompt_token_ids)
         return generated
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatPiece]:
+        """Write the answers of a request piece by piece. Closing it early ends the request.
+
+        Raises:
+            VersionNotLoaded, InputError, EngineDied: as ``generate``.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = request.sampling
+        params = SamplingParams(
+            n=request.answers,
+            seed=request.seed,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            stop=list(request.stop),
+            stop_token_ids=list(self._started().stop_token_ids),
+            logprobs=request.logprobs,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        token_ids = list(request.prompt_token_ids)
+        with self._under(token_ids, request.version, request.module) as lora:
+            async with aclosing(self.backend.outputs(request.id, token_ids, params, lora)) as outputs:
+                async for output in outputs:
+                    for completion in output.outputs:
+                        yield chat_piece(completion)
 
     async def text_logprobs(
         self, texts: Sequence[Sequence[int]], version: int | None, module: Module = "fast"
@@ -296,6 +328,14 @@ class SamplerEngine:
         on_enqueued: Callable[[], None] = lambda: None,
     ) -> Any:
         """The final output of one request, under a version or the bare base."""
+        with self._under(token_ids, version, module) as lora:
+            return await self.backend.alive(
+                self.backend.final_output(request_id, list(token_ids), params, lora, on_enqueued)
+            )
+
+    @contextmanager
+    def _under(self, token_ids: Sequence[int], version: int | None, module: Module) -> Iterator[Any]:
+        """Hold a version for the length of a request, as vLLM's request for its adapter; None for the bare base."""
         from vllm.lora.request import LoRARequest
 
         context = self._started().max_model_len
@@ -313,9 +353,7 @@ class SamplerEngine:
                 lora = LoRARequest(lora_name=slot.name, lora_int_id=slot.lora_id, lora_path=path)
             self._running += 1
             try:
-                return await self.backend.alive(
-                    self.backend.final_output(request_id, list(token_ids), params, lora, on_enqueued)
-                )
+                yield lora
             finally:
                 self._running -= 1
 

@@ -28,5 +28,9 @@ class VersionNotLoaded(SamplerError):
     """A request named a version that this engine does not hold. Nothing is read again: load the version first."""
 
 
+class ChatBusy(SamplerError):
+    """Chat has taken its whole share of this sampler; it may have room later."""
+
+
 class VersionInUse(SamplerError):
     """A version cannot be freed while running requests name it."""

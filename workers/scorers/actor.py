@@ -17,8 +17,10 @@ import numpy as np
 
 from learner import evaluation, pairing
 from learner.config import PairingConfig
-from learner.records import ResponseGroup, ScoredGroup, ScorerIdentity
+from learner.preference import win_matrix
+from learner.records import Prompt, ResponseGroup, ScoredGroup, ScorerIdentity
 from workers import logs, process_tree
+from workers.chat import Verdict
 from workers.cluster import LeasedWorker, Link, WorkerDied, WorkerUnavailable
 from workers.config import AnyScorer, FunctionScorer, ScorerConfig, ScorerResources
 from workers.messages import EvaluationAnswer, EvaluationResult, Example
@@ -81,6 +83,7 @@ class ScorerWorker(LeasedWorker):
         self.scoring_seconds_total = 0.0
         self.scorer: PreferenceScorer | None = None
         self.gold: PreferenceScorer | None = None
+        self.comparing = asyncio.Lock()
         self.loop_task: asyncio.Task[None] | None = None
 
     async def start(self) -> ScorerIdentity:
@@ -154,6 +157,20 @@ class ScorerWorker(LeasedWorker):
                 for answer in policy[: self.setup.examples]
             ),
             domains=by_domain(judged, gold),
+        )
+
+    async def compare(self, prompt: Prompt, answers: tuple[str, str]) -> Verdict:
+        """Say which of two answers is better, for a person: one comparison at a time, beside the job's own."""
+        async with self.comparing:
+            comparison = Comparison(prompt=prompt, answers=answers)
+            (result,) = await asyncio.to_thread(self._ready().score, [comparison])
+        temperature = self.setup.scorer.temperature
+        return Verdict(
+            scorer=self._ready().identity,
+            temperature=temperature,
+            ordered_logits=tuple(tuple(float(logit) for logit in row) for row in result.ordered_logits),
+            win_probability=float(win_matrix(result.ordered_logits, temperature)[0, 1]),
+            truncated_candidates=result.truncated_candidates,
         )
 
     async def metrics(self) -> dict[str, float]:
