@@ -11,26 +11,21 @@ from starlette.routing import BaseRoute, Match, Mount
 from starlette.types import Scope
 
 from services.api.context import Context
-from services.dashboard import jobs_page
-from services.dashboard.door import Door
+from services.api.headers import is_api
+from services.dashboard import job_page, jobs_page
 from services.dashboard.frame import STATIC_URL
-
-API_PATHS = ("/v1", "/healthz", "/readyz", "/metrics")
-"""What the dashboard leaves to the API, also where the API has no such route: its refusals are problem documents."""
+from services.dashboard.session import Desk
 
 RECONNECT_SECONDS = 30.0
 """How long a page's state is kept for a browser that went away: a phone that slept finds its page as it was."""
 
 
 class DashboardMount(Mount):
-    """Everything that is not the API's."""
+    """Everything that is not the API's. What the API has no route for is its to refuse, with a problem document."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Whether the dashboard answers this request."""
-        path = scope.get("path", "")
-        if any(path == prefix or path.startswith(f"{prefix}/") for prefix in API_PATHS):
-            return Match.NONE, {}
-        return super().matches(scope)
+        return (Match.NONE, {}) if is_api(scope.get("path", "")) else super().matches(scope)
 
 
 def install(app: FastAPI, shared: Context) -> None:
@@ -40,8 +35,9 @@ def install(app: FastAPI, shared: Context) -> None:
         app: the service's application, before it starts.
         shared: what its routes share.
     """
-    for page in (jobs_page,):
-        page.register(shared)
+    desk = Desk(app, shared)
+    for page in (jobs_page, job_page):
+        page.register(desk)
     pages.add_static_files(STATIC_URL, Path(__file__).with_name("static"))
     ui.run_with(
         app,
@@ -56,4 +52,4 @@ def install(app: FastAPI, shared: Context) -> None:
     routes: list[BaseRoute] = app.router.routes
     mount = routes.pop()
     assert isinstance(mount, Mount)
-    routes.append(DashboardMount("/", app=Door(mount.app)))
+    routes.append(DashboardMount("/", app=mount.app))

@@ -58,10 +58,9 @@ def stage_times(series: Mapping[str, Sequence[MetricPoint]], mode: str) -> list[
     Online, where sampling goes on beside learning, what counts is whether the learner waits: ``lease_seconds`` against ``step_seconds``, of
     the steps that are known (series are thinned, both alike).
     """
+    timed: Mapping[str, tuple[str, ...]] = STAGES
     if mode == "online":
         timed = {"waiting for samples": ("lease_seconds",), "learning": ("step_seconds",)}
-    else:
-        timed = dict(STAGES)
     found: dict[int, dict[str, float]] = {}
     for stage, names in timed.items():
         for name in names:

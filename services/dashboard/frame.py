@@ -10,6 +10,8 @@ from fastapi import Request
 from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
 
+from services.dashboard.session import Desk, Session
+
 STATIC_URL = "/dashboard-static"
 STYLE_VERSION = "1"
 """Raised when the style sheet changes, since browsers keep it."""
@@ -52,14 +54,16 @@ def set_attribute(element: ui.element, name: str, value: str | None) -> None:
 
 
 @contextmanager
-def frame(request: Request, title: str) -> Iterator[None]:
+def frame(desk: Desk, request: Request, title: str) -> Iterator[None]:
     """A page of the dashboard; what is made inside stands below its header.
 
     Args:
+        desk: what the pages share.
         request: of the browser.
         title: of the page, which its window and its first heading carry.
     """
     ui.add_head_html(f'<link rel="stylesheet" href="{STATIC_URL}/dashboard.css?{STYLE_VERSION}">')
+    session = Session(desk, request)
     ui.page_title(f"{title} · Sparring")
     with ui.header(fixed=False).classes("top"):
         ui.link("Sparring", "/").classes("brand")
@@ -67,6 +71,10 @@ def frame(request: Request, title: str) -> Iterator[None]:
             ui.link("Jobs", "/")
             ui.link("Start a job", "/start")
         _theme_switch(request)
+        if session.has_key:
+            with box("form", "leave", method="post", action="/logout"):
+                Text("span", session.caller.actor, "quiet")
+                Text("button", "Sign out")
     with box("div", "content") as content:
         Text("h1", title)
         yield

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from fastapi import Request
 from nicegui import ui
 
-from services.api.context import Context
 from services.dashboard.frame import Text, box, every_second, frame, set_attribute
+from services.dashboard.session import Desk
 from services.dashboard.words import best_win_rate, moment, state_badge
-from services.jobs.records import JobRecord
+from services.jobs.records import JobSummary
 from services.jobs.state import JobState
 from services.jobs.store import JobStore
 
@@ -26,7 +26,7 @@ COLUMNS = ("Job", "State", "Progress", "Best win rate", "Version", "Created")
 class Row:
     """One job as the list shows it."""
 
-    job: JobRecord
+    job: JobSummary
     win_rate: str
 
 
@@ -37,7 +37,7 @@ class BestWinRates:
         self._store = store
         self._known: dict[tuple[str, int], str] = {}
 
-    def of(self, job: JobRecord) -> str:
+    def of(self, job: JobSummary) -> str:
         """The win rate with its interval; empty before the first evaluation."""
         if job.best_version is None:
             return ""
@@ -54,8 +54,7 @@ class JobTable:
         with box("table", "cards"):
             with box("thead"), box("tr"):
                 for heading in COLUMNS:
-                    box_heading = Text("th", heading)
-                    box_heading._props["scope"] = "col"
+                    Text("th", heading)
             self._body = box("tbody")
         self._empty = Text("p", "", "quiet")
         self._rows: dict[str, _JobRow] = {}
@@ -103,13 +102,13 @@ def _cell(heading: str) -> ui.element:
     return box("td", data_label=heading)
 
 
-def register(shared: Context) -> None:
+def register(desk: Desk) -> None:
     """Serve the page."""
 
     @ui.page("/")
     async def jobs(request: Request) -> None:
-        with frame(request, "Jobs"):
-            _jobs(shared.store)
+        with frame(desk, request, "Jobs"):
+            _jobs(desk.shared.store)
 
 
 def _jobs(store: JobStore) -> None:
@@ -155,6 +154,6 @@ def _jobs(store: JobStore) -> None:
     every_second(look)
 
 
-def _fits(job: JobRecord, text: str) -> bool:
+def _fits(job: JobSummary, text: str) -> bool:
     said = [job.id, *(f"{name}={value}" for name, value in job.metadata.items())]
     return not text or any(text in each.lower() for each in said)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from nicegui import ui
 
 from services.dashboard.frame import Text, set_attribute
-from services.jobs.records import JobRecord, VersionRecord
+from services.jobs.records import JobSummary, VersionRecord
 from services.jobs.state import RequestedAction
 
 ASKED: Mapping[RequestedAction, str] = {
@@ -58,7 +58,7 @@ def plural(count: int, one: str, many: str | None = None) -> str:
     return f"{count} {one if count == 1 else many or one + 's'}"
 
 
-def state_badge(badge: Text, job: JobRecord) -> None:
+def state_badge(badge: Text, job: JobSummary) -> None:
     """Show a job's state, and what was asked of it."""
     badge.text = job.state if job.requested is None else f"{job.state}, {ASKED[job.requested]}"
     set_attribute(badge, "data-state", job.state)
