@@ -12,7 +12,7 @@ from tests.e2e.world import Command, Outcome, World, job, start_job, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-RELOADS = 5
+RELOADS = 15
 
 
 def test_tampered_bytes_are_not_served_and_a_sampler_that_serves_the_version_before_is_caught_and_fenced(
