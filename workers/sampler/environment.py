@@ -28,3 +28,5 @@ def prepare(*, gpus: float, threads: int, cache_dir: Path | None) -> None:
         settings["TORCHINDUCTOR_CACHE_DIR"] = str(cache_dir / "inductor")
     os.environ.update(settings)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # standard output belongs to a command's own result
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
