@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from typing import Protocol
 
-from services.jobs.records import JobError, JobRecord
+from services.jobs.records import JobError, JobRecord, JobSummary
 from services.jobs.state import ACTIVE, JobState, RequestedAction, StateConflict
 from services.jobs.store import JobStore
 
@@ -37,7 +37,7 @@ class Launcher(Protocol):
 
 
 class Dispatcher:
-    """Takes queued jobs in order and keeps at most so many at work.
+    """Takes queued jobs, the highest priority first and then the oldest, and keeps at most so many at work.
 
     Args:
         store: where jobs are.
@@ -107,7 +107,7 @@ class Dispatcher:
             for job in self._active():
                 self._put_back(job, "the service stopped; the job goes on when it starts again", restart=False)
 
-    def _active(self) -> list[JobRecord]:
+    def _active(self) -> list[JobSummary]:
         return list(self._store.list(states=ACTIVE, runner="service", limit=10_000))
 
     def _lives(self, job_id: str) -> bool:
@@ -156,7 +156,7 @@ class Dispatcher:
             )
             self._end(job_id, JobState.FAILED, error)
 
-    def _put_back(self, job: JobRecord, message: str, *, restart: bool) -> None:
+    def _put_back(self, job: JobSummary, message: str, *, restart: bool) -> None:
         try:
             self._store.requeue(job.id, message=message, restart=restart)
         except StateConflict:

@@ -119,12 +119,15 @@ def read_preferences(path: Path) -> list[tuple[str, Preference]]:
     return found
 
 
-def take_in(store: JobStore, job_id: str, data: Sequence[object]) -> PreferencesReceipt:
+def take_in(
+    store: JobStore, job_id: str, data: Sequence[object], *, idempotency_key: str | None = None
+) -> PreferencesReceipt:
     """Check preferences and store them: all, or none. Complaints begin with ``preferences[N]``, counted from 0.
 
     Raises:
         UnknownJob: there is none of that id.
         StateConflict: the job takes no preferences, or no more.
+        IdempotencyConflict: the key came with another request.
         InputError: one is not right; each complaint is a line.
     """
     job = store.get(job_id)
@@ -143,7 +146,7 @@ def take_in(store: JobStore, job_id: str, data: Sequence[object]) -> Preferences
             complaints.append(str(error))
     if complaints:
         raise InputError("\n".join(complaints))
-    return store.add_preferences(job_id, preferences)
+    return store.add_preferences(job_id, preferences, idempotency_key=idempotency_key)
 
 
 def count_feedback(store: JobStore, job_id: str) -> FeedbackCounts:

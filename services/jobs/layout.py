@@ -19,6 +19,11 @@ class JobPaths:
         return self.home / "jobs" / self.job_id
 
     @property
+    def deleted(self) -> Path:
+        """Where everything of this job lies while it is deleted."""
+        return self.home / "jobs" / f".deleted-{self.job_id}"
+
+    @property
     def replay_database(self) -> Path:
         """The replay ledger (SQLite)."""
         return self.root / "replay.sqlite"

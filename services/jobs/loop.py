@@ -226,8 +226,10 @@ class SelfPlayLoop:
         groups = await self._first_pass(began)
         size = self.spec.schedule.prompts_per_step
         for pass_number in range(1, self.spec.schedule.stop_after_epochs if groups else 1):
-            while (await self._step(size, minimum=1, pass_number=pass_number)) is not None:
-                pass
+            while True:
+                await self.unpaused.wait()
+                if await self._step(size, minimum=1, pass_number=pass_number) is None:
+                    break
         if self.intake.in_rounds:
             self.intake.open.clear()
         return groups
@@ -370,9 +372,10 @@ class SelfPlayLoop:
             },
             version=self.version,
         )
-        mark = (self.version, self.learner_step, counts.admitted, counts.granted, counts.ready, tokens)
-        in_flight = standing.granted + standing.ready > 0 and self.unpaused.is_set()
-        if in_flight and self.watchdog.stalled(mark, now):
+        turns = self.unpaused.is_set()  # in the mark, so that the time of a pause does not count
+        mark = (self.version, self.learner_step, counts.admitted, counts.granted, counts.ready, tokens, turns)
+        stalled = self.watchdog.stalled(mark, now)
+        if stalled and turns and standing.granted + standing.ready > 0:
             raise JobFailure(
                 "stalled",
                 f"nothing moved for {self.watchdog.timeout_seconds:g} s (resources.fleet.progress_timeout_seconds) with "

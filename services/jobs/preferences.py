@@ -11,7 +11,7 @@ from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from learner.errors import InputError
-from services.jobs.history import History, job_row
+from services.jobs.history import History
 from services.jobs.records import (
     Preference,
     PreferencesReceipt,
@@ -19,6 +19,8 @@ from services.jobs.records import (
     RefusedPreference,
     StoredPreference,
 )
+from services.jobs.requests import fingerprint, first_time
+from services.jobs.rows import job_row
 from services.jobs.spec import JobSpec
 from services.jobs.state import JobState, StateConflict
 from services.jobs.tables import PreferenceRow
@@ -46,12 +48,15 @@ def check_open(job_id: str, state: JobState, spec: JobSpec) -> None:
 class PreferenceStore(History):
     """Preferences of jobs. Every method is one transaction."""
 
-    def add_preferences(self, job_id: str, preferences: Sequence[Preference]) -> PreferencesReceipt:
+    def add_preferences(
+        self, job_id: str, preferences: Sequence[Preference], *, idempotency_key: str | None = None
+    ) -> PreferencesReceipt:
         """Store preferences: all of them, or none. One that is there already under its id is not stored again.
 
         Raises:
             UnknownJob: there is none of that id.
             StateConflict: the job takes no preferences, or no more.
+            IdempotencyConflict: the key came with another request.
             InputError: an id came before with another preference.
         """
         digests = [_digest(preference) for preference in preferences]
@@ -59,6 +64,9 @@ class PreferenceStore(History):
         new: list[dict[str, Any]] = []
         with self._write() as session:
             job = job_row(session, job_id, for_update=True)
+            asked = f"send job {job_id} preferences of digest {fingerprint([*ids, *digests])}"
+            if not first_time(session, idempotency_key, asked, self._clock()):
+                return PreferencesReceipt(ids=tuple(ids), stored=0, known=len(ids))
             check_open(job_id, JobState(job.state), JobSpec.model_validate(job.spec))
             last = session.scalar(select(func.max(PreferenceRow.number)).where(PreferenceRow.job_id == job_id)) or 0
             known = _digests(session, job_id, ids)
@@ -68,7 +76,8 @@ class PreferenceStore(History):
                     known[identity] = digest
                     row = {"job_id": job_id, "number": last + len(new) + 1, "id": identity, "digest": digest}
                     body = preference.model_copy(update={"id": identity}).model_dump(mode="json")
-                    new.append({**row, "body": body, "state": WAITING, "created_at": self._clock()})
+                    row |= {"state": WAITING, "created_at": self._clock(), "domain": preference.domain}
+                    new.append({**row, "body": body})
                 elif before != digest:
                     raise InputError(
                         f"preferences[{place}]: the id {identity!r} came before with another preference; send a new id"
@@ -87,7 +96,7 @@ class PreferenceStore(History):
             after: number of the last one already seen.
             leave_out: domains that are not asked for.
         """
-        domain = PreferenceRow.body["domain"].as_string()
+        domain = PreferenceRow.domain
         query = (
             select(PreferenceRow)
             .where(PreferenceRow.job_id == job_id, PreferenceRow.state == WAITING, PreferenceRow.number > after)

@@ -40,6 +40,10 @@ class JobSummary(Record):
     requested: RequestedAction | None = None
     progress: float = Field(default=0.0, ge=0, le=1, description="share of the job that is done")
     stage: str | None = None
+    estimated_finish_at: datetime | None = Field(
+        default=None, description="when it ends at its mean speed since it began to run; null while that is unknown"
+    )
+    priority: int = Field(default=0, description="of queued jobs the highest starts first, then the oldest")
     current_version: int | None = None
     best_version: int | None = None
 
@@ -139,12 +143,15 @@ class NewEvent(Record):
 
 
 class MetricPoint(Record):
-    """One value of a metric. ``value`` is absent where what was measured is not a finite number."""
+    """One value of a metric, or the mean of several that follow each other: of long series, old points are kept merged."""
 
-    value: float | None
+    value: float | None = Field(description="absent where what was measured is not a finite number")
     version: int | None = None
-    learner_step: int | None = None
-    time: datetime
+    learner_step: int | None = Field(default=None, description="of the last point, where several are merged")
+    time: datetime = Field(description="of the last point, where several are merged")
+    points: int = Field(default=1, ge=1, description="how many points it stands for, all of one version")
+    low: float | None = Field(default=None, description="the lowest of them, where they are several")
+    high: float | None = Field(default=None, description="the highest of them, where they are several")
 
 
 class VersionRecord(Record):

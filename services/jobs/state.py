@@ -87,13 +87,23 @@ def attempt_after(attempt: int, new: JobState) -> int:
 
 
 def check_resume(job_id: str, state: JobState) -> None:
-    """Refuse to resume a job that did not stop early.
+    """Refuse to queue a job again that did not stop early.
 
     Raises:
         StateConflict: the job is neither failed nor cancelled.
     """
     if state not in RESUMABLE:
-        raise StateConflict(f"job {job_id} is {state}; only a failed or cancelled job can be resumed")
+        raise StateConflict(f"job {job_id} is {state}; only a paused, failed or cancelled job can be resumed")
+
+
+def check_delete(job_id: str, state: JobState) -> None:
+    """Refuse to delete a job that has not ended.
+
+    Raises:
+        StateConflict: the job waits or is at work.
+    """
+    if not state.terminal:
+        raise StateConflict(f"job {job_id} is {state}; only a job that has ended can be deleted: cancel it first")
 
 
 def check_request(job_id: str, state: JobState, action: RequestedAction) -> None:

@@ -1,4 +1,4 @@
-"""The job store, on real SQLite files."""
+"""The job store, on real SQLite files and on a real PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -26,13 +26,8 @@ def spec(name: str = "demo", **more: object) -> JobSpec:
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/deep/down/sparring.sqlite"
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[JobStore]:
-    store = JobStore(url)
+def store(database_url: str) -> Iterator[JobStore]:
+    store = JobStore(database_url)
     yield store
     store.close()
 
@@ -55,8 +50,10 @@ def test_a_new_job_is_queued_and_reads_back_whole(store: JobStore, tmp_path: Pat
     assert job.created_at.tzinfo is UTC
 
 
-def test_the_file_is_in_wal_mode(store: JobStore, tmp_path: Path) -> None:
+def test_the_file_is_in_wal_mode(tmp_path: Path) -> None:
+    store = JobStore(f"sqlite:///{tmp_path}/deep/down/sparring.sqlite")
     store.create(spec(), home=tmp_path)
+    store.close()
     with sqlite3.connect(tmp_path / "deep/down/sparring.sqlite") as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
@@ -103,7 +100,7 @@ def test_moves_are_written_with_their_times_and_repeat_without_effect(store: Job
 
 def test_resume_begins_a_new_attempt_without_the_old_error(store: JobStore, tmp_path: Path) -> None:
     job_id = running(store, tmp_path)
-    with pytest.raises(StateConflict, match="only a failed or cancelled job"):
+    with pytest.raises(StateConflict, match="only a paused, failed or cancelled job"):
         store.resume(job_id)
     store.transition(job_id, JobState.FAILED, error=JobError(code="x", message="y"))
     job = store.resume(job_id)
@@ -221,10 +218,11 @@ def test_progress_is_a_share(store: JobStore, tmp_path: Path) -> None:
     assert (store.get(job.id).progress, store.get(job.id).stage) == (1.0, "round 1: sampling")
 
 
-def test_a_time_without_a_zone_is_refused(url: str, tmp_path: Path) -> None:
-    naive = JobStore(url, clock=lambda: datetime(2026, 1, 1))
+def test_a_time_without_a_zone_is_refused(database_url: str, tmp_path: Path) -> None:
+    naive = JobStore(database_url, clock=lambda: datetime(2026, 1, 1))
     with pytest.raises(Exception, match="without a zone"):
         naive.create(spec(), home=tmp_path)
+    naive.close()
 
 
 def test_a_bad_database_url_is_one_sentence() -> None:
@@ -242,12 +240,12 @@ def write_events(url: str, job_id: str, name: str) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_two_processes_write_the_same_file(url: str, tmp_path: Path) -> None:
-    store = JobStore(url)
+def test_two_processes_write_the_same_job(database_url: str, tmp_path: Path) -> None:
+    store = JobStore(database_url)
     job = store.create(spec(), home=tmp_path)
     store.close()
     context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=write_events, args=(url, job.id, name)) for name in ("a", "b")]
+    writers = [context.Process(target=write_events, args=(database_url, job.id, name)) for name in ("a", "b")]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -261,8 +259,10 @@ def test_two_processes_write_the_same_file(url: str, tmp_path: Path) -> None:
     store.close()
 
 
-def test_every_connection_syncs_what_it_acknowledges(store: JobStore) -> None:
+def test_every_connection_of_sqlite_syncs_what_it_acknowledges(tmp_path: Path) -> None:
+    store = JobStore(f"sqlite:///{tmp_path}/sparring.sqlite")
     with store._opened().connect() as connection:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 30_000
+    store.close()
