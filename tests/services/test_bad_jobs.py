@@ -111,6 +111,16 @@ BAD_COMBINATIONS: list[tuple[dict[str, Any], str]] = [
         "raise it to 4 or leave it out",
     ),
     (
+        {"schedule": ONLINE, "resources": {"sampler": {"lora_slots": 5, "chat_slots": 2}}},
+        "resources.sampler.lora_slots: 5 is too small for schedule.max_staleness: 2 and chat_slots: 2, which keeps 6 adapters in use; "
+        "raise it to 6 or leave it out",
+    ),
+    (
+        {"resources": {"sampler": {"chat_slots": 1}}},
+        "resources.sampler.chat_slots: 1 does not go with schedule.mode: rounds, whose samplers must write the same answers again; set it to "
+        "0 or leave it out, and chat gets a sampler of its own",
+    ),
+    (
         {"resources": {"sampler": {"cpu_lora_slots": 1}}},
         "resources.sampler.cpu_lora_slots: 1 is less than the 2 adapters that may be in use; raise it to 2 or leave it out",
     ),

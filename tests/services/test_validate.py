@@ -53,7 +53,23 @@ def test_a_good_job_is_resolved_and_its_resolution_is_a_job_that_resolves_to_its
 def test_online_jobs_take_the_behaviour_as_sppos_reference_and_more_slots(world: Path) -> None:
     spec = validated(world, schedule={"mode": "online", "max_staleness": 2}).spec
     assert spec.objective.reference == "behaviour"
-    assert spec.resources.sampler.lora_slots == 4
+    sampler = spec.resources.sampler
+    assert (sampler.lora_slots, sampler.cpu_lora_slots, sampler.chat_slots) == (6, 12, 2), "four versions, and two for chat"
+
+
+@pytest.mark.parametrize(
+    ("given", "chat"), [({"lora_slots": 4}, 0), ({"lora_slots": 5}, 1), ({"chat_slots": 0}, 0), ({"chat_slots": 5}, 5)]
+)
+def test_chat_gets_what_an_online_jobs_slots_leave(world: Path, given: dict[str, int], chat: int) -> None:
+    spec = validated(world, schedule={"mode": "online", "max_staleness": 2}, resources={"sampler": given}).spec
+    assert spec.resources.sampler.chat_slots == spec.chat_slots == chat
+    assert spec.resources.sampler.lora_slots == 4 + chat == spec.live_adapters
+    again = validate_job(parse_job(json.loads(spec.model_dump_json())), Path("/"))
+    assert again.spec == spec
+
+
+def test_a_deterministic_jobs_samplers_take_no_chat(world: Path) -> None:
+    assert validated(world).spec.resources.sampler.chat_slots == 0
 
 
 def test_an_opponent_has_a_slot_of_its_own(world: Path) -> None:

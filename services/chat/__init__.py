@@ -1,0 +1,1 @@
+"""Chat with a job's policy, and comparisons of its versions."""
