@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class Echo(LeasedWorker):
         process_tree.guard()
         super().__init__(lease_seconds)
         self.children: list[subprocess.Popen[bytes]] = []
+        self.counting = 0
 
     async def echo(self, value: object) -> object:
         return value
@@ -48,6 +50,20 @@ class Echo(LeasedWorker):
 
     async def block(self, seconds: float) -> None:
         time.sleep(seconds)
+
+    async def count(self, upto: int, pause: float, fault: bool = False) -> AsyncGenerator[int]:
+        self.counting += 1
+        try:
+            for number in range(upto):
+                yield number
+                await asyncio.sleep(pause)
+            if fault:
+                raise InputError("enough")
+        finally:
+            self.counting -= 1
+
+    async def counters(self) -> int:
+        return self.counting
 
     async def have_child(self) -> int:
         self.children.append(subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"]))
@@ -202,6 +218,56 @@ def test_the_cluster_says_what_it_has(ray_cluster: None) -> None:
     data = start("data", with_data=True)
     answer(data.ping.remote())
     cluster.kill("data")
+
+
+async def test_items_come_one_by_one_and_an_error_as_itself(ray_cluster: None) -> None:
+    start("counter")
+    link = Link("counter")
+    times = []
+    async with aclosing(link.stream("count", 3, 0.3)) as items:
+        found = []
+        async for item in items:
+            found.append(item)
+            times.append(time.monotonic())
+    assert found == [0, 1, 2]
+    assert times[2] - times[0] > 0.4, "they did not come together at the end"
+    with pytest.raises(InputError, match="enough"):
+        _ = [item async for item in link.stream("count", 2, 0.0, True)]
+    with pytest.raises(WorkerUnavailable):
+        _ = [item async for item in Link("nobody").stream("count", 1, 0.0)]
+    cluster.kill("counter")
+
+
+async def test_a_stream_that_nobody_reads_any_more_ends_where_it_stands(ray_cluster: None) -> None:
+    start("counter")
+    link = Link("counter")
+    async with aclosing(link.stream("count", 1000, 0.1)) as items:
+        assert await anext(items) == 0
+        assert await link.call("counters") == 1
+    limit = time.monotonic() + 10
+    while await link.call("counters"):
+        assert time.monotonic() < limit, "it goes on"
+        await asyncio.sleep(0.1)
+    with pytest.raises(CallTimeout, match="raise tests.timeout"):
+        _ = [item async for item in link.stream("count", 3, 30.0, timeout_seconds=1.0, setting="tests.timeout")]
+    cluster.kill("counter")
+
+
+async def test_a_stream_ends_with_its_worker(ray_cluster: None) -> None:
+    handle = start("counter")
+    pid = answer(handle.ping.remote()).pid
+    with pytest.raises(WorkerDied):
+        async for item in Link("counter").stream("count", 1000, 0.1):
+            if item == 1:
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_what_is_free_is_what_actors_leave(ray_cluster: None) -> None:
+    handle = cluster.spawn(Echo, "large", cpus=1.5, args=(300.0,))
+    answer(handle.ping.remote())
+    assert until(lambda: sum(node.cpus for node in cluster.free()) <= 0.5, 20)
+    cluster.kill("large")
+    assert until(lambda: sum(node.cpus for node in cluster.free()) > 0.5, 20)
 
 
 def test_a_call_timeout_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
