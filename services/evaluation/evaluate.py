@@ -13,7 +13,7 @@ from services.evaluation.alpaca import read_evaluation_prompts, write_answers
 from services.evaluation.compare import Outcome, Player, compare
 from services.evaluation.judges import FORMS, Judge, Progress, ScorerJudge, find_scorer, load_scorer
 from services.evaluation.sampling import EngineSettings, Writer, Written, best_of, best_of_scorer, write_all
-from services.evaluation.sides import AnswersSide, ModelSide, Side, find_side, rendered
+from services.evaluation.sides import AnswersSide, ModelSide, Side, find_side, on_one_engine, rendered
 from services.evaluation.url_judge import UrlJudge
 from workers.config import PairRMScorer, ScorerConfig
 from workers.scorers.base import PreferenceScorer
@@ -75,7 +75,9 @@ def evaluate(request: Request, progress: Progress) -> Outcome:
     contenders = (request.candidate, request.baseline)
     if request.out is not None and request.out.exists() and any(request.out.iterdir()):
         raise InputError(f"--out: {request.out} is not empty; name a new folder")
-    sides = {each.role: find_side(each.name, base=request.base, field=each.role.upper()) for each in contenders}
+    sides = on_one_engine(
+        {each.role: find_side(each.name, base=request.base, field=each.role.upper()) for each in contenders}
+    )
     judge = _judge(request, list(sides.values()))
     prompts = _prompts(request, list(sides.values()))
     for contender in contenders:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -84,6 +85,21 @@ def find_side(name: str, *, base: str | None, field: str) -> Side:
         f"{field}: {name} is neither a file of answers, an adapter's or a model's folder, JOB@VERSION, nor a name on the Hugging Face hub "
         "(organisation/name)"
     )
+
+
+def on_one_engine(sides: Mapping[str, Side]) -> dict[str, Side]:
+    """The same sides; those on the model of a job's version take the job's settings of it (type, context), so that one engine serves both."""
+    settings = {
+        (side.policy.model, side.policy.revision): side.policy
+        for side in sides.values()
+        if isinstance(side, ModelSide) and side.job_id is not None
+    }
+    result = dict(sides)
+    for role, side in sides.items():
+        if isinstance(side, ModelSide) and side.job_id is None:
+            policy = settings.get((side.policy.model, side.policy.revision), side.policy)
+            result[role] = replace(side, policy=policy)
+    return result
 
 
 def find_job(job_id: str) -> JobRecord:

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from job_world import SPEC
+from job_world import SPEC, publish
 from small_models import layer_shapes, write_adapter, write_model, write_prompts
 from typer.testing import CliRunner, Result
 
 from learner.errors import InputError
-from learner.records import Prompt, ScorerIdentity
+from learner.records import ADAPTER_FILES, Prompt, ScorerIdentity
 from services.cli.main import app
 from services.evaluation.sampling import Written, best_of
+from services.evaluation.sides import ModelSide, find_side, on_one_engine
 from services.jobs.spec import JobSpec
 from services.jobs.store import JobStore
 from services.settings import Settings
@@ -178,6 +179,24 @@ def test_adapters_that_cannot_be_served_are_refused_before_anything_starts(tmp_p
     assert "--max-tokens: 120 of a context" in refused(full, *common, "--base", model, "--max-tokens", 120)
     assert "--max-tokens: 120 of a context of 128 leaves 8 tokens" in refused(model, *common, "--max-tokens", 120)
     assert "--best-of: 2 answers at --temperature 0" in refused(model, *common, "--best-of", 2, "--temperature", 0)
+
+
+def test_a_jobs_version_and_its_bare_model_share_one_engine(store: JobStore, tmp_path: Path) -> None:
+    model, home = write_model(tmp_path / "model"), Settings.load().home
+    spec = JobSpec.model_validate(
+        SPEC | {"policy": {"model": str(model), "dtype": "float32", "max_context_tokens": 64}}
+    )
+    job = store.create(spec, home=home)
+    folder = write_adapter(tmp_path / "adapter", rank=4)
+    publish(home, job.id, 3, {name: (folder / name).read_bytes() for name in ADAPTER_FILES})
+    version = find_side(f"{job.id}@3", base=None, field="CANDIDATE")
+    bare = find_side(str(model), base=None, field="BASELINE")
+    assert isinstance(version, ModelSide) and isinstance(bare, ModelSide)
+    assert (version.rank, version.job_id, version.policy.max_context_tokens) == (4, job.id, 64)
+    shared = on_one_engine({"candidate": version, "baseline": bare})["baseline"]
+    assert isinstance(shared, ModelSide) and shared.policy == spec.policy and shared.adapter is None
+    other = find_side(str(write_model(tmp_path / "other")), base=None, field="BASELINE")
+    assert on_one_engine({"candidate": version, "baseline": other})["baseline"] == other
 
 
 ANSWERS = ["rock", "paper", "scissors", "all"]

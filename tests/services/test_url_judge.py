@@ -8,12 +8,15 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from learner.errors import InputError
 from learner.records import Message, Prompt
+from services.cli.main import app
 from services.evaluation.url_judge import KEY_VARIABLE, TRIES, UrlJudge, read_choice
 from workers.scorers.base import Comparison
 
@@ -191,3 +194,21 @@ def test_what_is_no_address_is_refused(url: str) -> None:
 )
 def test_a_choice_is_read_from_what_judges_say(reply: str, choice: str | None) -> None:
     assert read_choice(reply) == choice
+
+
+def test_the_command_line_asks_the_judge_and_counts_what_it_could_not_read(server: Server, tmp_path: Path) -> None:
+    server.reply = lambda a, b: "?" if a == "odd" else "A" if a == "good" else "B"
+    for name, outputs in (("one", ("good", "good", "odd")), ("other", ("bad", "good", "bad"))):
+        rows = [{"instruction": f"Question {place}?", "output": output} for place, output in enumerate(outputs)]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    arguments = ["evaluate", str(tmp_path / "one.json"), str(tmp_path / "other.json"), "--json"]
+    asked = [*arguments, "--judge-url", server.url, "--judge-model", "judge-1"]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert (data["win_rate"], data["tie_rate"], data["compared"], data["without_verdict"]) == (0.75, 0.5, 2, 1)
+    assert data["unparsable_judge_answers"] == 1 and data["judge_answers"] == 4
+    assert data["judge"] == {"kind": "url", "name": "judge-1", "version": server.url}
+    server.reply = lambda a, b: "?"
+    silent = CliRunner().invoke(app, [*asked, "--prompts", str(tmp_path / "one.json"), "--count", "1"])
+    assert isinstance(silent.exception, InputError) and "said neither A nor B" in str(silent.exception)
