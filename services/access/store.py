@@ -60,7 +60,7 @@ class AccessStore(Database):
             session.flush()
             return _key(row), new
 
-    def keys(self) -> list[ApiKey]:
+    def list_keys(self) -> list[ApiKey]:
         """All keys that were ever made, oldest first."""
         with self._read() as session:
             return [
@@ -83,12 +83,13 @@ class AccessStore(Database):
     def find_key(self, text: str) -> ApiKey | None:
         """The key that somebody sent, also one that is good no more; None where it is none of ours."""
         identity = key_id(text)
-        row = None
+        found, digest = None, _NO_DIGEST
         if identity is not None:
             with self._read() as session:
                 row = session.get(ApiKeyRow, identity)
-        same = hmac.compare_digest(key_digest(text), _NO_DIGEST if row is None else row.digest)
-        return _key(row) if row is not None and same else None
+                if row is not None:
+                    found, digest = _key(row), row.digest
+        return found if hmac.compare_digest(key_digest(text), digest) else None
 
     def any_key(self) -> bool:
         """Whether a key was ever made."""

@@ -50,7 +50,7 @@ def create(
 @app.command("list")
 def list_(json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List all keys that were ever made, without the keys themselves."""
-    keys = _store().keys()
+    keys = _store().list_keys()
     if json_:
         import json
 

@@ -6,6 +6,7 @@ import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from fastapi.openapi.models import Example
 
 from learner.errors import InputError
 from services.api import problems
@@ -27,6 +28,34 @@ IdempotencyKey = Annotated[
         description="Sent again under the same key, a request is done once; another request under it is refused.",
     ),
 ]
+
+EXAMPLES: dict[str, Example] = {
+    "rounds": {
+        "summary": "Rounds with PairRM, as in the papers",
+        "value": {
+            "name": "help-desk",
+            "policy": {"model": "Qwen/Qwen2.5-0.5B-Instruct"},
+            "prompts": {"source": "prompts.jsonl"},
+            "scorer": {"model": {"kind": "pairrm", "model": "llm-blender/PairRM-hf"}},
+            "objective": {"kind": "sppo", "beta": 0.001},
+            "schedule": {"mode": "rounds", "rounds": 3, "prompts_per_round": 20000, "prompts_per_step": 64},
+            "evaluation": {"prompts": {"source": "held_out.jsonl"}, "count": 256},
+            "metadata": {"team": "search"},
+        },
+    },
+    "online": {
+        "summary": "Sampling and learning side by side, with room for what people prefer",
+        "value": {
+            "name": "help-desk-online",
+            "policy": {"model": "Qwen/Qwen2.5-0.5B-Instruct"},
+            "prompts": {"source": "prompts.jsonl"},
+            "objective": {"kind": "dpo", "beta": 0.1},
+            "schedule": {"mode": "online", "max_staleness": 2},
+            "feedback": {"share": 0.25},
+        },
+    },
+}
+"""Bodies that a job can be made of; the files must be there."""
 
 _LABEL = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 
@@ -63,7 +92,10 @@ Labels = Annotated[dict[str, str], Depends(_labels)]
 def submit(
     shared: Shared,
     response: Response,
-    spec: Annotated[dict[str, Any], Body(description="A job specification, as `sparring schema` describes it.")],
+    spec: Annotated[
+        dict[str, Any],
+        Body(description="A job specification, as `sparring schema` describes it.", openapi_examples=EXAMPLES),
+    ],
     idempotency_key: IdempotencyKey = None,
 ) -> JobRecord:
     """Check a job and queue it. The same Idempotency-Key again gives back the job that it made."""
