@@ -1,37 +1,38 @@
-"""A typed Python client for the REST API.
+"""Typed Python clients for the REST API: one that waits, and one for asyncio with the same methods.
 
 with Client("http://127.0.0.1:8700") as client:
     job = client.submit({"policy": {"model": "..."}, "prompts": {"source": "..."}})
     for event in client.events(job.id):
         print(event.message)
+
+async with AsyncClient("http://127.0.0.1:8700") as client:
+    job = await client.submit({"policy": {"model": "..."}, "prompts": {"source": "..."}})
+    async for event in client.events(job.id):
+        print(event.message)
 """
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import inspect
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec
 
 import httpx
-from httpx_sse import connect_sse
-from pydantic import BaseModel
+from httpx_sse import EventSource, ServerSentEvent, aconnect_sse, connect_sse
 
 from learner.errors import InputError
-from services.api.models import AuditPage, DomainList, EventPage, JobPage, MetricSeries, SamplePage, VersionList
-from services.jobs.records import (
-    FeedbackCounts,
-    JobEvent,
-    JobRecord,
-    MetricPoint,
-    Preference,
-    PreferencesReceipt,
-    VersionRecord,
-)
-from services.jobs.state import TERMINAL, JobState
+from services import calls
+from services.calls import Call, Result
+from services.jobs.records import JobEvent
+from services.jobs.state import TERMINAL
 
-Parsed = TypeVar("Parsed", bound=BaseModel)
+P = ParamSpec("P")
 
 STREAM_READ_SECONDS = 60.0
 """A stream says something at least every 15 seconds; silence for this long means that it is dead."""
@@ -45,7 +46,112 @@ class ApiError(InputError):
         self.status, self.code, self.errors = status, code, tuple(errors)
 
 
-class Client:
+class ServiceAbsent(InputError):
+    """Nothing answers at the service's address."""
+
+
+class _Service:
+    """What both clients know of a service: its address, and what its answers mean."""
+
+    def __init__(self, url: str, api_key: str | None, timeout_seconds: float, reconnect_seconds: float) -> None:
+        self.url = url.rstrip("/")
+        self._timeout_seconds = timeout_seconds
+        self._reconnect_seconds = reconnect_seconds
+        self._options: dict[str, Any] = {
+            "base_url": self.url,
+            "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
+            "timeout": timeout_seconds,
+        }
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Say in a sentence that the service could not be reached."""
+        try:
+            yield
+        except httpx.TimeoutException:
+            raise ServiceAbsent(
+                f"{self.url} did not answer in {self._timeout_seconds:g} seconds; look at its log, or raise timeout_seconds"
+            ) from None
+        except (httpx.TransportError, httpx.UnsupportedProtocol, httpx.InvalidURL):
+            raise self._unreachable() from None
+
+    def _read(self, call: Call[Result], answer: httpx.Response) -> Result:
+        if answer.is_error:
+            raise _refusal(answer)
+        try:
+            return call.read(answer)
+        except ValueError:
+            raise InputError(f"{self.url} does not answer as Sparring does; is --url (SPARRING_URL) right?") from None
+
+    def _unreachable(self) -> ServiceAbsent:
+        return ServiceAbsent(
+            f"no service answers at {self.url}; start one with `sparring serve`, or name another with --url or SPARRING_URL"
+        )
+
+    def _stream(self, job_id: str, after: int) -> dict[str, Any]:
+        """The request of a stream of events."""
+        return {
+            "method": "GET",
+            "url": f"/v1/jobs/{job_id}/events",
+            "headers": {"Last-Event-ID": str(after)},
+            "timeout": httpx.Timeout(self._timeout_seconds, read=STREAM_READ_SECONDS),
+        }
+
+
+class _Patience:
+    """How long a broken stream is tried again. Every event begins it anew."""
+
+    def __init__(self, service: _Service) -> None:
+        self._service = service
+        self.begin()
+
+    def begin(self) -> None:
+        """The service has been heard."""
+        self._deadline, self._wait = time.monotonic() + self._service._reconnect_seconds, 0.2
+
+    def after(self, error: Exception) -> None:
+        """Raise when it is over."""
+        if time.monotonic() > self._deadline:
+            raise error if isinstance(error, ServiceAbsent) else self._service._unreachable() from None
+
+    def wait(self) -> float:
+        """Seconds until the next try."""
+        wait, self._wait = self._wait, min(self._wait * 2, 5.0)
+        return wait
+
+
+def _now(build: Callable[P, Call[Result]]) -> Callable[Concatenate[Client, P], Result]:
+    """A method of `Client` that sends what ``build`` makes."""
+
+    @functools.wraps(build)
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Result:
+        return self._do(build(*args, **kwargs))
+
+    _show_self(method)
+    return method
+
+
+def _later(build: Callable[P, Call[Result]]) -> Callable[Concatenate[AsyncClient, P], Awaitable[Result]]:
+    """A method of `AsyncClient` that sends what ``build`` makes."""
+
+    @functools.wraps(build)
+    async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> Result:
+        return await self._do(build(*args, **kwargs))
+
+    _show_self(method)
+    return method
+
+
+def _show_self(method: Any) -> None:
+    """Show ``self`` in the signature of a method that has its own from a function."""
+    signature = inspect.signature(method)
+    first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    method.__signature__ = signature.replace(
+        parameters=[first, *signature.parameters.values()], return_annotation=inspect.Signature.empty
+    )
+
+
+class Client(_Service):
     """Talks to a service.
 
     Args:
@@ -67,12 +173,9 @@ class Client:
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.url = url.rstrip("/")
-        self._timeout_seconds = timeout_seconds
-        self._reconnect_seconds = reconnect_seconds
+        super().__init__(url, api_key, timeout_seconds, reconnect_seconds)
         self._sleep = sleep
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_seconds, transport=transport)
+        self._http = httpx.Client(**self._options, transport=transport)
 
     def __enter__(self) -> Client:
         return self
@@ -84,35 +187,22 @@ class Client:
         """Close the connections."""
         self._http.close()
 
-    def submit(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> JobRecord:
-        """Queue a job.
-
-        Raises:
-            ApiError: the job is refused; ``errors`` names the fields.
-        """
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        return self._parsed(JobRecord, "POST", "/v1/jobs", json=dict(spec), headers=headers)
-
-    def get(self, job_id: str) -> JobRecord:
-        """One job."""
-        return self._parsed(JobRecord, "GET", f"/v1/jobs/{job_id}")
-
-    def list(self, *, states: Sequence[JobState] = (), limit: int = 50, after: str | None = None) -> JobPage:
-        """A page of jobs, newest first; ``after`` is the ``next`` of the page before."""
-        params: dict[str, Any] = {"state": [str(state) for state in states], "limit": limit}
-        return self._parsed(JobPage, "GET", "/v1/jobs", params=params | ({"after": after} if after else {}))
-
-    def cancel(self, job_id: str) -> JobRecord:
-        """Ask a job to stop."""
-        return self._parsed(JobRecord, "POST", f"/v1/jobs/{job_id}/cancel")
-
-    def resume(self, job_id: str) -> JobRecord:
-        """Queue a failed or cancelled job again."""
-        return self._parsed(JobRecord, "POST", f"/v1/jobs/{job_id}/resume")
-
-    def events_page(self, job_id: str, *, after: int = 0, limit: int = 500) -> EventPage:
-        """A page of events, oldest first."""
-        return self._parsed(EventPage, "GET", f"/v1/jobs/{job_id}/events", params={"after": after, "limit": limit})
+    submit = _now(calls.submit)
+    get = _now(calls.get)
+    list = _now(calls.list_jobs)
+    cancel = _now(calls.cancel)
+    pause = _now(calls.pause)
+    resume = _now(calls.resume)
+    delete = _now(calls.delete)
+    events_page = _now(calls.events_page)
+    metrics = _now(calls.metrics)
+    samples = _now(calls.samples)
+    send_preferences = _now(calls.send_preferences)
+    feedback = _now(calls.feedback)
+    versions = _now(calls.versions)
+    domains = _now(calls.domains)
+    audit = _now(calls.audit)
+    logs = _now(calls.logs)
 
     def events(self, job_id: str, *, after: int = 0) -> Iterator[JobEvent]:
         """The job's events as they happen, until it has ended. A broken stream is taken up where it broke.
@@ -121,88 +211,29 @@ class Client:
             ApiError: the service refused, for example because there is no such job.
             InputError: the service could not be reached again in time.
         """
-        deadline = time.monotonic() + self._reconnect_seconds
-        wait = 0.2
+        patience = _Patience(self)
         while True:
             try:
-                for event in self._stream(job_id, after):
-                    after = event.seq
-                    deadline, wait = time.monotonic() + self._reconnect_seconds, 0.2
-                    yield event
+                with connect_sse(self._http, **self._stream(job_id, after)) as source:
+                    if source.response.is_error:
+                        source.response.read()
+                    for sent in source.iter_sse() if _flows(source) else ():
+                        if (event := _event(sent)) is not None:
+                            after = event.seq
+                            patience.begin()
+                            yield event
                 if self.get(job_id).state in TERMINAL and not self.events_page(job_id, after=after, limit=1).events:
                     return
-            except httpx.TransportError:
-                if time.monotonic() > deadline:
-                    raise self._unreachable() from None
-            except ServiceAbsent:
-                if time.monotonic() > deadline:
-                    raise
-            self._sleep(wait)
-            wait = min(wait * 2, 5.0)
-
-    def metrics(
-        self, job_id: str, names: Sequence[str] = (), *, max_points: int = 500
-    ) -> dict[str, tuple[MetricPoint, ...]]:
-        """The job's metrics over time, by name."""
-        params: dict[str, Any] = {"name": list(names), "max_points": max_points}
-        return self._parsed(MetricSeries, "GET", f"/v1/jobs/{job_id}/metrics", params=params).series
-
-    def samples(
-        self,
-        job_id: str,
-        *,
-        state: str | None = None,
-        version: int | None = None,
-        limit: int = 20,
-        after: str | None = None,
-    ) -> SamplePage:
-        """A page of samples, in order of round and index; ``after`` is the ``next`` of the page before."""
-        wanted = {"state": state, "version": version, "limit": limit, "after": after}
-        params = {name: value for name, value in wanted.items() if value is not None}
-        return self._parsed(SamplePage, "GET", f"/v1/jobs/{job_id}/samples", params=params)
-
-    def send_preferences(
-        self, job_id: str, preferences: Sequence[Preference | Mapping[str, Any]]
-    ) -> PreferencesReceipt:
-        """Let a running job learn from what people preferred. The same id again is stored once.
-
-        Raises:
-            ApiError: the job takes none (status 409), or one is not right (422) and none is stored; ``errors`` names them.
-        """
-        body = [each.model_dump(mode="json") if isinstance(each, Preference) else dict(each) for each in preferences]
-        return self._parsed(PreferencesReceipt, "POST", f"/v1/jobs/{job_id}/preferences", json=body)
-
-    def feedback(self, job_id: str) -> FeedbackCounts:
-        """What became of the preferences that were sent to a job."""
-        return self._parsed(FeedbackCounts, "GET", f"/v1/jobs/{job_id}/preferences")
-
-    def versions(self, job_id: str) -> tuple[VersionRecord, ...]:
-        """The job's versions, oldest first."""
-        return self._parsed(VersionList, "GET", f"/v1/jobs/{job_id}/versions").versions
-
-    def domains(self, job_id: str) -> DomainList:
-        """The domains that a job learns one after another, and the win rates on each after each; none where it mixes all prompts."""
-        return self._parsed(DomainList, "GET", f"/v1/jobs/{job_id}/domains")
-
-    def audit(
-        self, *, job_id: str | None = None, key_id: str | None = None, limit: int = 50, after: int | None = None
-    ) -> AuditPage:
-        """A page of the audit, newest first; ``after`` is the ``next`` of the page before. Needs a key of the scope admin."""
-        wanted = {"job_id": job_id, "key_id": key_id, "limit": limit, "after": after}
-        params = {name: value for name, value in wanted.items() if value is not None}
-        return self._parsed(AuditPage, "GET", "/v1/audit", params=params)
-
-    def logs(self, job_id: str, *, lines: int = 100, file: str | None = None) -> str:
-        """The ends of the workers' log files."""
-        params: dict[str, Any] = {"lines": lines} | ({"file": file} if file else {})
-        return self._send("GET", f"/v1/jobs/{job_id}/logs", params=params).text
+            except (httpx.TransportError, ServiceAbsent) as error:
+                patience.after(error)
+            self._sleep(patience.wait())
 
     def download(self, job_id: str, version: int, path: Path, *, module: str = "fast") -> Path:
         """Save one version as a zip of a peft folder. The file appears whole or not at all."""
         part = path.with_name(path.name + ".part")
         address = f"/v1/jobs/{job_id}/versions/{version}/download"
         try:
-            with self._http.stream("GET", address, params={"module": module}) as response:
+            with self._reached(), self._http.stream("GET", address, params={"module": module}) as response:
                 if response.is_error:
                     response.read()
                     raise _refusal(response)
@@ -210,8 +241,6 @@ class Client:
                     for chunk in response.iter_bytes():
                         file.write(chunk)
             part.replace(path)
-        except httpx.TransportError:
-            raise self._unreachable() from None
         finally:
             part.unlink(missing_ok=True)
         return path
@@ -219,52 +248,142 @@ class Client:
     def answers(self) -> bool:
         """Whether a Sparring service is there."""
         try:
-            response = self._http.get("/healthz")
-            return response.is_success and response.json().get("service") == "sparring"
-        except (httpx.HTTPError, ValueError, AttributeError):
+            return _is_sparring(self._http.get("/healthz"))
+        except httpx.HTTPError:
             return False
 
-    def _stream(self, job_id: str, after: int) -> Iterator[JobEvent]:
-        timeout = httpx.Timeout(self._timeout_seconds, read=STREAM_READ_SECONDS)
-        headers = {"Last-Event-ID": str(after)}
-        with connect_sse(self._http, "GET", f"/v1/jobs/{job_id}/events", headers=headers, timeout=timeout) as source:
-            if source.response.status_code == 204:
-                return
-            if source.response.is_error:
-                source.response.read()
-                raise _refusal(source.response)
-            for event in source.iter_sse():
-                if event.data:  # a keep-alive arrives as an event without data, under the id of the one before
-                    yield JobEvent.model_validate_json(event.data)
+    def _do(self, call: Call[Result]) -> Result:
+        with self._reached():
+            answer = self._http.request(
+                call.method, call.address, params=call.params, json=call.json, headers=call.headers
+            )
+        return self._read(call, answer)
 
-    def _parsed(self, model: type[Parsed], method: str, address: str, **more: Any) -> Parsed:
-        response = self._send(method, address, **more)
+
+class AsyncClient(_Service):
+    """Talks to a service from asyncio. The arguments and methods are `Client`'s, to be awaited."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout_seconds: float = 30.0,
+        reconnect_seconds: float = 60.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        super().__init__(url, api_key, timeout_seconds, reconnect_seconds)
+        self._sleep = sleep
+        self._http = httpx.AsyncClient(**self._options, transport=transport)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    submit = _later(calls.submit)
+    get = _later(calls.get)
+    list = _later(calls.list_jobs)
+    cancel = _later(calls.cancel)
+    pause = _later(calls.pause)
+    resume = _later(calls.resume)
+    delete = _later(calls.delete)
+    events_page = _later(calls.events_page)
+    metrics = _later(calls.metrics)
+    samples = _later(calls.samples)
+    send_preferences = _later(calls.send_preferences)
+    feedback = _later(calls.feedback)
+    versions = _later(calls.versions)
+    domains = _later(calls.domains)
+    audit = _later(calls.audit)
+    logs = _later(calls.logs)
+
+    async def events(self, job_id: str, *, after: int = 0) -> AsyncIterator[JobEvent]:
+        """The job's events as they happen, until it has ended. A broken stream is taken up where it broke.
+
+        Raises:
+            ApiError: the service refused, for example because there is no such job.
+            InputError: the service could not be reached again in time.
+        """
+        patience = _Patience(self)
+        while True:
+            try:
+                async with aconnect_sse(self._http, **self._stream(job_id, after)) as source:
+                    if source.response.is_error:
+                        await source.response.aread()
+                    if _flows(source):
+                        async for sent in source.aiter_sse():
+                            if (event := _event(sent)) is not None:
+                                after = event.seq
+                                patience.begin()
+                                yield event
+                ended = (await self.get(job_id)).state in TERMINAL
+                if ended and not (await self.events_page(job_id, after=after, limit=1)).events:
+                    return
+            except (httpx.TransportError, ServiceAbsent) as error:
+                patience.after(error)
+            await self._sleep(patience.wait())
+
+    async def download(self, job_id: str, version: int, path: Path, *, module: str = "fast") -> Path:
+        """Save one version as a zip of a peft folder. The file appears whole or not at all."""
+        part = path.with_name(path.name + ".part")
+        address = f"/v1/jobs/{job_id}/versions/{version}/download"
         try:
-            return model.model_validate_json(response.content)
-        except ValueError:
-            raise InputError(f"{self.url} does not answer as Sparring does; is --url (SPARRING_URL) right?") from None
+            with self._reached():
+                async with self._http.stream("GET", address, params={"module": module}) as response:
+                    if response.is_error:
+                        await response.aread()
+                        raise _refusal(response)
+                    with part.open("wb") as file:
+                        async for chunk in response.aiter_bytes():
+                            await asyncio.to_thread(file.write, chunk)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        return path
 
-    def _send(self, method: str, address: str, **more: Any) -> httpx.Response:
+    async def answers(self) -> bool:
+        """Whether a Sparring service is there."""
         try:
-            response = self._http.request(method, address, **more)
-        except httpx.TimeoutException:
-            raise ServiceAbsent(
-                f"{self.url} did not answer in {self._timeout_seconds:g} seconds; look at its log, or raise timeout_seconds"
-            ) from None
-        except (httpx.TransportError, httpx.UnsupportedProtocol, httpx.InvalidURL):
-            raise self._unreachable() from None
-        if response.is_error:
-            raise _refusal(response)
-        return response
+            return _is_sparring(await self._http.get("/healthz"))
+        except httpx.HTTPError:
+            return False
 
-    def _unreachable(self) -> ServiceAbsent:
-        return ServiceAbsent(
-            f"no service answers at {self.url}; start one with `sparring serve`, or name another with --url or SPARRING_URL"
-        )
+    async def _do(self, call: Call[Result]) -> Result:
+        with self._reached():
+            answer = await self._http.request(
+                call.method, call.address, params=call.params, json=call.json, headers=call.headers
+            )
+        return self._read(call, answer)
 
 
-class ServiceAbsent(InputError):
-    """Nothing answers at the service's address."""
+def _flows(source: EventSource) -> bool:
+    """Whether a stream of events has begun; not when the job has ended and there are no more.
+
+    Raises:
+        ApiError: the service refused; its answer has been read.
+    """
+    if source.response.is_error:
+        raise _refusal(source.response)
+    return source.response.status_code != 204
+
+
+def _event(sent: ServerSentEvent) -> JobEvent | None:
+    # a keep-alive arrives as an event without data, under the id of the one before
+    return JobEvent.model_validate_json(sent.data) if sent.data else None
+
+
+def _is_sparring(answer: httpx.Response) -> bool:
+    try:
+        return answer.is_success and answer.json().get("service") == "sparring"
+    except (ValueError, AttributeError):
+        return False
 
 
 def _refusal(response: httpx.Response) -> ApiError:

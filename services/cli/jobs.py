@@ -1,4 +1,4 @@
-"""Commands about jobs: submit, list, show, watch, cancel, resume, logs."""
+"""Commands about jobs: submit, list, show, watch, pause, resume, cancel, delete, logs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from learner.errors import InputError
 from services.cli.source import LocalJobs, RemoteJobs, UrlOption, open_jobs, open_service
 from services.jobs.records import JobRecord, JobSummary, MetricPoint, VersionRecord
 from services.jobs.state import JobState
@@ -54,17 +55,22 @@ def submit(
 def list_(
     url: UrlOption = None,
     state: Annotated[list[JobState] | None, typer.Option("--state", help="Only these states.")] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", metavar="NAME=VALUE", help="Only jobs with this label; repeat it for more."),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many, the newest.")] = 20,
     json_: JsonOption = False,
 ) -> None:
     """List jobs, newest first."""
-    jobs = open_jobs(url, Settings.load()).list(states=state or (), limit=limit)
+    labels = dict(_label(text) for text in label or ())
+    jobs = open_jobs(url, Settings.load()).list(states=state or (), labels=labels, limit=limit)
     if json_:
         import json
 
         typer.echo(json.dumps([job.model_dump(mode="json", exclude={"spec"}) for job in jobs], indent=2))
     elif not jobs:
-        typer.echo("No jobs yet.")
+        typer.echo("No such jobs." if state or labels else "No jobs yet.")
     else:
         Console().print(_jobs_table(jobs))
 
@@ -100,13 +106,38 @@ def cancel(job_id: JobArgument, url: UrlOption = None) -> None:
     typer.echo(f"{job_id} is cancelled." if job.state is JobState.CANCELLED else f"{job_id} is asked to stop.")
 
 
+def pause(job_id: JobArgument, url: UrlOption = None) -> None:
+    """Ask a job to hold where it is, its workers waiting; `sparring resume` lets it go on."""
+    open_jobs(url, Settings.load()).pause(job_id)
+    typer.echo(f"{job_id} is asked to pause.")
+
+
+def delete(
+    job_id: JobArgument,
+    url: UrlOption = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a job that has ended, with its versions, samples, history and logs."""
+    jobs = open_jobs(url, Settings.load())
+    job = jobs.get(job_id)
+    if not yes:
+        typer.confirm(f"Delete {job_id} ({job.state}) and everything in {job.home}/jobs/{job_id}?", abort=True)
+    jobs.delete(job_id)
+    typer.echo(f"{job_id} is deleted.")
+
+
 def resume(job_id: JobArgument, url: UrlOption = None) -> None:
-    """Go on with a failed or cancelled job from its newest version: in the service, or here when there is none."""
+    """Let a paused job go on, or a failed or cancelled one from its newest version: in the service, or here when there is none."""
     settings = Settings.load()
     jobs = open_jobs(url, settings)
     if isinstance(jobs, RemoteJobs):
         job = jobs.client.resume(job_id)
-        typer.echo(f"{job_id} is queued again (attempt {job.attempt}).")
+        queued = job.state is JobState.QUEUED
+        typer.echo(f"{job_id} is queued again (attempt {job.attempt})." if queued else f"{job_id} goes on.")
+        return
+    if jobs.get(job_id).state is JobState.PAUSED:
+        jobs.go_on(job_id)
+        typer.echo(f"{job_id} goes on.")
         return
     from services.cli.local import exit_code, resume_here, tell_end
 
@@ -134,6 +165,13 @@ def logs(
         for event in page:
             typer.echo(f"{event.time.astimezone():%Y-%m-%d %H:%M:%S}  {event.kind:<18} {event.message}")
         seq = page[-1].seq
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise InputError(f"--label: {text!r} is not a name and a value; write --label team=search")
+    return name, value
 
 
 def _readable(file: Path, url: str) -> dict[str, Any]:
@@ -203,6 +241,8 @@ def _facts(job: JobRecord, metrics: Mapping[str, MetricPoint]) -> Table:
         ("state", f"[{_COLOURS[job.state]}]{job.state}[/]{escape(stage)}"),
         ("asked for", str(job.requested) if job.requested else ""),
         ("done", f"{job.progress:.0%}"),
+        ("ends about", f"{job.estimated_finish_at.astimezone():%Y-%m-%d %H:%M}" if job.estimated_finish_at else ""),
+        ("priority", str(job.priority) if job.priority else ""),
         ("attempt", str(job.attempt)),
         ("made", f"{job.created_at.astimezone():%Y-%m-%d %H:%M:%S}"),
         ("started", f"{job.started_at.astimezone():%Y-%m-%d %H:%M:%S}" if job.started_at else ""),

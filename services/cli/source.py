@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Protocol
 
@@ -41,8 +41,8 @@ class Jobs(Protocol):
     def get(self, job_id: str) -> JobRecord:
         """One job."""
 
-    def list(self, *, states: Sequence[JobState], limit: int) -> Sequence[JobSummary]:
-        """Jobs, newest first."""
+    def list(self, *, states: Sequence[JobState], labels: Mapping[str, str], limit: int) -> Sequence[JobSummary]:
+        """Jobs, newest first: those in one of the states that have all of the labels."""
 
     def events_after(self, job_id: str, seq: int = 0, limit: int = 500) -> Sequence[JobEvent]:
         """Events that follow number ``seq``."""
@@ -55,6 +55,12 @@ class Jobs(Protocol):
 
     def cancel(self, job_id: str) -> JobRecord:
         """Ask a job to stop."""
+
+    def pause(self, job_id: str) -> JobRecord:
+        """Ask a job to hold where it is."""
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job that has ended, with everything that it made."""
 
     def send_preferences(self, job_id: str, preferences: Sequence[Preference]) -> PreferencesReceipt:
         """Let a job learn from what people preferred."""
@@ -78,9 +84,9 @@ class LocalJobs:
         """One job."""
         return self._store.get(job_id)
 
-    def list(self, *, states: Sequence[JobState], limit: int) -> Sequence[JobSummary]:
-        """Jobs, newest first."""
-        return self._store.list(states=states or None, limit=limit)
+    def list(self, *, states: Sequence[JobState], labels: Mapping[str, str], limit: int) -> Sequence[JobSummary]:
+        """Jobs, newest first: those in one of the states that have all of the labels."""
+        return self._store.list(states=states or None, labels=labels, limit=limit)
 
     def events_after(self, job_id: str, seq: int = 0, limit: int = 500) -> Sequence[JobEvent]:
         """Events that follow number ``seq``."""
@@ -97,6 +103,22 @@ class LocalJobs:
     def cancel(self, job_id: str) -> JobRecord:
         """Ask a job to stop."""
         return self._store.request(job_id, RequestedAction.CANCEL)
+
+    def pause(self, job_id: str) -> JobRecord:
+        """Ask a job to hold where it is."""
+        return self._store.request(job_id, RequestedAction.PAUSE)
+
+    def go_on(self, job_id: str) -> JobRecord:
+        """Let a paused job go on, wherever it runs.
+
+        Raises:
+            StateConflict: it is not paused.
+        """
+        return self._store.request(job_id, RequestedAction.CONTINUE)
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job that has ended, with everything that it made."""
+        self._store.delete(job_id)
 
     def send_preferences(self, job_id: str, preferences: Sequence[Preference]) -> PreferencesReceipt:
         """Let a job learn from what people preferred."""
@@ -127,12 +149,12 @@ class RemoteJobs:
         """One job."""
         return self.client.get(job_id)
 
-    def list(self, *, states: Sequence[JobState], limit: int) -> Sequence[JobSummary]:
-        """Jobs, newest first."""
+    def list(self, *, states: Sequence[JobState], labels: Mapping[str, str], limit: int) -> Sequence[JobSummary]:
+        """Jobs, newest first: those in one of the states that have all of the labels."""
         found: list[JobSummary] = []
         after: str | None = None
         while len(found) < limit:
-            page = self.client.list(states=states, limit=min(limit - len(found), 200), after=after)
+            page = self.client.list(states=states, labels=labels, limit=min(limit - len(found), 200), after=after)
             found.extend(page.jobs)
             after = page.next
             if after is None:
@@ -154,6 +176,14 @@ class RemoteJobs:
     def cancel(self, job_id: str) -> JobRecord:
         """Ask a job to stop."""
         return self.client.cancel(job_id)
+
+    def pause(self, job_id: str) -> JobRecord:
+        """Ask a job to hold where it is."""
+        return self.client.pause(job_id)
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job that has ended, with everything that it made."""
+        self.client.delete(job_id)
 
     def send_preferences(self, job_id: str, preferences: Sequence[Preference]) -> PreferencesReceipt:
         """Let a job learn from what people preferred."""

@@ -62,7 +62,7 @@ def test_without_a_service_the_store_here_is_read(home: Path, store: JobStore) -
     listed = run("list").output
     assert job.id in listed and "queued" in listed and "v0" in listed
     assert json.loads(run("list", "--json").output)[0]["id"] == job.id
-    assert run("list", "--state", "failed").output == "No jobs yet.\n"
+    assert run("list", "--state", "failed").output == "No such jobs.\n"
     shown = run("show", job.id).output
     assert "loss" in shown and "0.25" in shown and "abcdef012345" in shown and "best" in shown
     assert "length_controlled_win_rate" in shown and "0.4375" in shown
