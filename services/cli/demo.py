@@ -9,7 +9,9 @@ import typer
 
 
 def demo(
-    seed: Annotated[int, typer.Option(help="Every draw of the world and of the job derives from it.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Every draw of the world and of the job derives from it.", min=0, max=(1 << 31) - 1)
+    ] = 0,
     rounds: Annotated[int | None, typer.Option(help="Rounds of self-play; 4 in the demo's own job.", min=1)] = None,
     job_file: Annotated[
         Path | None,

@@ -21,7 +21,7 @@ from services.jobs.pairs import AnswerIds, GivenPair, pair_tokens, render_pairs
 from services.jobs.paths import is_hub_name
 from services.jobs.preferences import check_open
 from services.jobs.prepare import context_tokens
-from services.jobs.problems import sentences
+from services.jobs.problems import odd_values, sentences
 from services.jobs.prompts import chat_turns, json_rows, short
 from services.jobs.records import FeedbackCounts, Preference, PreferencesReceipt
 from services.jobs.rendering import PromptRenderer
@@ -101,6 +101,8 @@ def parse_preference(where: str, data: object) -> Preference:
         preference = Preference.model_validate(data)
     except ValidationError as error:
         raise InputError("\n".join(f"{where}: {sentence}" for sentence in sentences(error, Preference))) from None
+    if odd := list(odd_values(data, preference.model_dump())):
+        raise InputError("\n".join(f"{where}: {sentence}" for sentence in odd))
     given_pair(where, preference)
     return preference
 

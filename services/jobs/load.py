@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from learner.errors import InputError
-from services.jobs.problems import odd_numbers, sentences, shown
+from services.jobs.problems import odd_values, sentences, shown
 from services.jobs.spec import JobSpec
 
 
@@ -38,7 +38,7 @@ def parse_job(data: object) -> JobSpec:
         spec = JobSpec.model_validate(data)
     except ValidationError as error:
         raise InputError("\n".join(sentences(error, JobSpec))) from None
-    if odd := list(odd_numbers(data, spec.model_dump())):
+    if odd := list(odd_values(data, spec.model_dump())):
         raise InputError("\n".join(odd))
     return spec
 
@@ -59,7 +59,20 @@ def read_mapping(path: Path) -> Mapping[str, Any]:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    data = _json(path, text) if path.suffix == ".json" else _yaml(path, text)
+    return _mapping(path, _json(path, text) if path.suffix == ".json" else _yaml(path, text, _UniqueKeys))
+
+
+def written_mapping(text: str) -> Mapping[str, Any]:
+    """The keys and values of a job file that somebody wrote into a form, as YAML, of which JSON is a part.
+
+    Raises:
+        InputError: as `read_mapping`; and aliases, which let a few lines stand for millions.
+    """
+    name = Path("the job")
+    return _mapping(name, _yaml(name, text, _WithoutAliases))
+
+
+def _mapping(path: Path, data: Any) -> Mapping[str, Any]:
     if data is None:
         raise InputError(f"{path}: is empty; a job needs at least `policy` and `prompts`")
     if not isinstance(data, Mapping):
@@ -82,6 +95,17 @@ def _json(path: Path, text: str) -> Any:
         return json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from None
+    except InputError:  # a ValueError too
+        raise
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"{path}: {_unreadable(error)}") from None
+
+
+def _unreadable(error: Exception) -> str:
+    """Why Python cannot hold what is well written otherwise."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply; a job has a handful of levels"
+    return f"a value cannot be read ({str(error).split(';')[0]}); correct it"
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -102,12 +126,24 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _yaml(path: Path, text: str) -> Any:
+class _WithoutAliases(_UniqueKeys):
+    """The same for text that comes from elsewhere."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            problem = "aliases (*) are not allowed here; write the value out"
+            raise yaml.composer.ComposerError(None, None, problem, self.peek_event().start_mark)  # type: ignore[no-untyped-call]
+        return super().compose_node(parent, index)
+
+
+def _yaml(path: Path, text: str, loader: type[_UniqueKeys]) -> Any:
     try:
-        return yaml.load(text, Loader=_UniqueKeys)
+        return yaml.load(text, Loader=loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise InputError(f"{path}{where}: {error.problem or 'not YAML'}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+    except (RecursionError, ValueError) as error:  # a date that no calendar has, a number of thousands of digits
+        raise InputError(f"{path}: {_unreadable(error)}") from None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from learner.errors import InputError
+from services.jobs.problems import shown
 from services.jobs.spec import JobSpec, PromptsConfig
 from workers.config import FunctionScorer
 
@@ -68,9 +70,9 @@ class _Places:
 
     def folder_or_hub(self, key: str, name: str) -> str:
         """A folder where there is one; else a hub name where it is spelt as one."""
-        if is_hub_name(name) and not (self._base / name).is_dir():
+        if is_hub_name(name) and not os.path.isdir(self._base / name):
             return name
-        if name.startswith((".", "/", "~")) or (self._base / name).exists():
+        if name.startswith((".", "/", "~")) or os.path.exists(self._base / name):
             return self.folder(key, name)
         raise InputError(
             f"{key}: {name} is neither a folder beside the job file nor a name on the Hugging Face hub (organisation/name)"
@@ -83,14 +85,19 @@ class _Places:
             if not path.is_file():
                 raise InputError(f"{key}.source: there is no file {path}")
             return config.model_copy(update={"source": str(path)})
-        if is_hub_name(name) and not (self._base / name).exists():
+        if is_hub_name(name) and not os.path.exists(self._base / name):  # pathlib's raises where a name is too long
             return config
         raise InputError(
             f"{key}.source: {name} is neither a .jsonl, .csv or .parquet file nor a dataset on the Hugging Face hub (organisation/name)"
         )
 
     def _confined(self, key: str, name: str) -> Path:
-        path = (self._base / Path(name).expanduser()).resolve()
+        try:
+            path = (self._base / Path(name).expanduser()).resolve()
+            path.exists()
+        except (OSError, RuntimeError) as error:  # too long, a circle of links, or nobody's home
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise InputError(f"{key}: {shown(name)} is no path that can be followed ({reason}); name another") from None
         if self._roots is not None and not any(path.is_relative_to(root) for root in self._roots):
             allowed = ", ".join(str(root) for root in self._roots) or "none are configured"
             raise InputError(f"{key}: {name} lies outside the folders that jobs may read ({allowed})")

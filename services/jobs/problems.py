@@ -8,21 +8,36 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+NOT_TEXT = re.compile("[\0\ud800-\udfff]")
+"""What JSON can write into a text, and files and databases cannot hold: NUL, and half of a surrogate pair."""
+
+SHOWN_CHARACTERS = 80
+"""Of a value in a message."""
+
+
+LARGEST_INTEGER = (1 << 63) - 1
+"""What databases and arrays hold."""
+
 
 def shown(value: object) -> str:
     """A value as a job file would write it, cut to a readable length."""
+    # only as much of it is written as is shown: a few YAML aliases can stand for more than memory holds
+    parts = json.JSONEncoder(ensure_ascii=False, default=str).iterencode(value)
     try:
-        text = json.dumps(value, ensure_ascii=False, default=str)
-    except ValueError:
-        text = str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+        text = "".join(islice(parts, SHOWN_CHARACTERS + 1))
+    except (TypeError, ValueError):  # a key that is no text, a list that holds itself, or thousands of digits
+        text = f"a value of type {type(value).__name__}"
+    text = text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
+    return text.encode(errors="backslashreplace").decode()
 
 
 def one_of(options: Sequence[object]) -> str:
@@ -40,19 +55,27 @@ def sentences(error: ValidationError, model: type[BaseModel]) -> list[str]:
     return list(found.values())
 
 
-def odd_numbers(data: object, resolved: object, path: str = "") -> Iterator[str]:
-    """What pydantic lets pass although nobody means it: yes and no where a number belongs, infinity, not-a-number."""
+def odd_values(data: object, resolved: object, path: str = "") -> Iterator[str]:
+    """What pydantic lets pass although nobody means it: yes and no where a number belongs, numbers without an end, text that is none."""
     if isinstance(resolved, Mapping):
         given = data if isinstance(data, Mapping) else {}
         for key, value in resolved.items():
-            yield from odd_numbers(given.get(key), value, f"{path}.{key}" if path else str(key))
+            name = f"{path}.{key}" if path else str(key)
+            yield from odd_values(str(key), str(key), name)
+            yield from odd_values(given.get(key), value, name)
     elif isinstance(resolved, list | tuple):
         items = data if isinstance(data, list | tuple) else [None] * len(resolved)
         for index, (item, value) in enumerate(zip(items, resolved, strict=False)):
-            yield from odd_numbers(item, value, f"{path}[{index}]")
+            yield from odd_values(item, value, f"{path}[{index}]")
+    elif isinstance(resolved, str):
+        if not_text := NOT_TEXT.search(resolved):
+            yield f"{path}: {shown(resolved)} holds {shown(not_text[0])}, which is no character of a text; leave it out"
     elif isinstance(resolved, int | float) and not isinstance(resolved, bool):
         if isinstance(data, bool):
             yield f"{path}: {shown(data)} is not a number"
+        elif isinstance(resolved, int):
+            if abs(resolved) > LARGEST_INTEGER:
+                yield f"{path}: {shown(resolved)} is too large; it must be at most {LARGEST_INTEGER}"
         elif not math.isfinite(resolved):
             yield f"{path}: {resolved} is not a finite number"
 
@@ -161,6 +184,8 @@ def _sentence(path: str, owner: type[BaseModel] | None, field: FieldInfo | None,
         "model_attributes_type": "{value} must be a mapping of keys to values",
         "dict_type": "{value} must be a mapping of keys to values",
         "tuple_type": "{value} must be a list",
+        "string_unicode": "{value} holds half of a surrogate pair, which is no character of a text; leave it out",
+        "invalid_key": "{value} stands where a key belongs, and keys are text; put it in quotes if it is meant so",
         "too_short": "the list has {actual_length} entries; it must have {min_length}",
         "too_long": "the list has {actual_length} entries; it must have {max_length}",
     }

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from learner.errors import InputError
 from learner.records import Message, Prompt, Role, TextPart
 from services.jobs.paths import is_prompt_file
+from services.jobs.problems import NOT_TEXT, shown
 from services.jobs.spec import PromptsConfig
 
 ROLES = ("system", "user", "assistant")
@@ -96,9 +97,12 @@ def _prompt(
         identity = number
     if isinstance(identity, bool) or not isinstance(identity, str | int):
         raise InputError(f"{where}: the id must be text or a whole number, not {identity!r}")
+    _refuse_no_text(where, "id", str(identity))
     domain = row.get(config.domain_column)
     if domain is not None and not isinstance(domain, str):
         raise InputError(f"{where}: the domain must be text, not {domain!r}")
+    if domain is not None:
+        _refuse_no_text(where, "domain", domain)
     if domain is not None and len(domain) > MAX_DOMAIN_CHARACTERS:
         raise InputError(
             f"{where}: the domain {short(domain)} has {len(domain)} characters; a domain's name has at most {MAX_DOMAIN_CHARACTERS}"
@@ -107,6 +111,11 @@ def _prompt(
         return Prompt(id=str(identity), messages=tuple(messages), domain=domain or None)
     except ValidationError as error:
         raise InputError(f"{where}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+
+
+def _refuse_no_text(where: str, what: str, name: str) -> None:
+    if NOT_TEXT.search(name):
+        raise InputError(f"{where}: the {what} {shown(name)} holds NUL or half of a surrogate pair; a name is text")
 
 
 def chat_turns(where: str, value: object, text_role: Role = "user", what: str = "the prompt") -> list[Message]:
@@ -183,12 +192,11 @@ def json_rows(path: Path) -> Iterator[Row]:
                 row = json.loads(text) if text else None
             except UnicodeDecodeError:
                 raise InputError(f"{where}: not UTF-8 text") from None
-            except (json.JSONDecodeError, RecursionError) as error:
-                reason = (
-                    f"{error.msg}, column {error.colno}"
-                    if isinstance(error, json.JSONDecodeError)
-                    else "nested too deeply"
-                )
+            except (ValueError, RecursionError) as error:
+                if isinstance(error, json.JSONDecodeError):
+                    reason = f"{error.msg}, column {error.colno}"
+                else:
+                    reason = "nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"
                 raise InputError(f"{where}: not JSON ({reason}); each line must hold one JSON object") from None
             if not text:
                 continue

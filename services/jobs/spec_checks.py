@@ -57,6 +57,7 @@ def machine_problems(spec: JobSpec, machine: Machine) -> Iterator[str]:
 
 def warnings(spec: JobSpec) -> Iterator[str]:
     """What works but is seldom meant."""
+    yield from _without_effect(spec)
     sampling = spec.sampling
     if isinstance(spec.objective, SppoParameters) and spec.offline:
         yield (
@@ -97,6 +98,20 @@ def warnings(spec: JobSpec) -> Iterator[str]:
             f"resources.queue.max_bytes: {waiting} waiting groups of {sampling.answers} answers may come to about {size} bytes when all "
             f"answers are of full length, more than {spec.resources.queue.max_bytes}; raise it, so that samplers need not wait"
         )
+
+
+def _without_effect(spec: JobSpec) -> Iterator[str]:
+    """Keys that say something other than their default, and that nothing reads."""
+    for section, keys, switch, needed in (
+        (spec.adapters, ("slow_rate_ratio", "swap", "swap_by", "swap_interval"), "slow", "chase"),
+        (spec.adapters, ("slow_decay",), "slow", "average"),
+        (spec.schedule, ("memory_share", "memory_bytes", "memory_rule"), "combine", "cofs"),
+    ):
+        name = "adapters" if section is spec.adapters else "schedule"
+        for key in keys:
+            value = getattr(section, key)
+            if getattr(section, switch) != needed and value != type(section).model_fields[key].default:
+                yield f"{name}.{key}: {value} has no effect without {name}.{switch}: {needed}"
 
 
 def _offline(spec: JobSpec) -> Iterator[str]:

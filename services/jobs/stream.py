@@ -28,8 +28,10 @@ def refuse_too_few(domains: Sequence[str | None], schedule: ScheduleConfig) -> N
         count = domains.count(name)
         if count == 0:
             known = ", ".join(sorted({domain for domain in domains if domain is not None})) or "none"
+            # quoted where a blank or a line's end would not be seen
+            shown_name = name if name.isprintable() and name == name.strip() != "" else repr(name)
             raise InputError(
-                f"schedule.domains: {name} is the domain of no prompt in prompts.source (its domains: {known}); name one of these, or see to "
+                f"schedule.domains: {shown_name} is the domain of no prompt in prompts.source (its domains: {known}); name one of these, or see to "
                 "prompts.domain_column"
             )
         _refuse_too_few(count, schedule, f"prompts of domain {name}")
