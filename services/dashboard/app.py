@@ -12,7 +12,7 @@ from starlette.types import Scope
 
 from services.api.context import Context
 from services.api.headers import is_api
-from services.dashboard import job_page, jobs_page
+from services.dashboard import job_page, jobs_page, preferences_page, start_page
 from services.dashboard.frame import STATIC_URL
 from services.dashboard.session import Desk
 
@@ -36,7 +36,7 @@ def install(app: FastAPI, shared: Context) -> None:
         shared: what its routes share.
     """
     desk = Desk(app, shared)
-    for page in (jobs_page, job_page):
+    for page in (jobs_page, start_page, job_page, preferences_page):
         page.register(desk)
     pages.add_static_files(STATIC_URL, Path(__file__).with_name("static"))
     ui.run_with(

@@ -79,10 +79,7 @@ class JobHead:
         return lambda: self._desk.shared.store.request(self._desk.live.job.id, action)
 
     def _go_on(self) -> JobRecord:
-        store, job_id = self._desk.shared.store, self._desk.live.job.id
-        if store.get(job_id).state is JobState.PAUSED:
-            return store.request(job_id, RequestedAction.CONTINUE)
-        return store.resume(job_id)
+        return self._desk.shared.store.resume(self._desk.live.job.id)
 
     async def _write(self, name: str, act: Callable[[], JobRecord]) -> None:
         job = self._desk.live.job

@@ -40,7 +40,7 @@ class SamplesTab:
             self._back = ui.button("Page before", on_click=self._page_back).props("flat")
             self._on = ui.button("Next page", on_click=self._page_on).props("flat")
             ui.button("Look again", on_click=self._load).props("flat")
-        with box("div", "split"):
+        with box("div", "split samples"):
             self._list = box("ul", "choices", aria_label="Samples")
             self._one = box("div", "sample", aria_live="polite")
 
@@ -96,7 +96,12 @@ class SamplesTab:
         with box("li"), box("button", "choice", type="button") as choice:
             Text("span", _excerpt(sample.prompt))
             Text("span", f"round {sample.round}, #{sample.index}, {sample.state}, v{sample.version}", "quiet")
-        choice.on("click", lambda: self._open(sample))
+        choice.on("click", lambda: self._choose(sample))
+
+    def _choose(self, sample: Sample) -> None:
+        self._open(sample)
+        # on a phone it stands below the list
+        ui.run_javascript(f'getHtmlElement({self._one.id}).scrollIntoView({{block: "nearest"}})')
 
     def _open(self, sample: Sample) -> None:
         self._one.clear()
