@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from learner.errors import InputError
 from learner.records import Record
@@ -142,13 +143,19 @@ async def _invalid_request(request: Request, error: Exception) -> ProblemRespons
 
 async def _http_error(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_allowed(request))  # the router's own names only the first route of the path
     return problem(
-        error.status_code,
-        _code(error.status_code),
-        str(error.detail),
-        request_id=_request_id(request),
-        headers=error.headers or {},
+        error.status_code, _code(error.status_code), str(error.detail), request_id=_request_id(request), headers=headers
     )
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods that the request's path takes."""
+    found = [route for route in request.app.routes if isinstance(route, Route)]
+    matching = [route for route in found if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in matching for method in route.methods or ()})
 
 
 def _field_problem(line: str) -> FieldProblem:

@@ -18,6 +18,7 @@ from services.jobs.metrics import MetricStore
 from services.jobs.records import JobEvent, NewEvent, VersionRecord
 from services.jobs.rows import job_row
 from services.jobs.tables import EventRow, VersionRow
+from services.secrets import mask_json
 
 
 class History(MetricStore):
@@ -138,7 +139,7 @@ def append(session: Session, job_id: str, events: Sequence[NewEvent], now: datet
     """Number events and add them, within a transaction that writes."""
     last = session.scalar(select(func.max(EventRow.seq)).where(EventRow.job_id == job_id)) or 0
     rows = [
-        EventRow(job_id=job_id, seq=last + place, time=now, **new.model_dump(mode="json"))
+        EventRow(job_id=job_id, seq=last + place, time=now, **mask_json(new.model_dump(mode="json")))
         for place, new in enumerate(events, start=1)
     ]
     session.add_all(rows)

@@ -26,6 +26,7 @@ from services.jobs.rows import UnknownJob, job_row
 from services.jobs.spec import JobSpec
 from services.jobs.state import JobState, RequestedAction, StateConflict
 from services.jobs.tables import EventRow, JobRow, LabelRow, MetricRow, PreferenceRow, VersionRow
+from services.secrets import mask
 
 __all__ = ["IdempotencyConflict", "JobStore", "StateConflict", "UnknownJob"]
 
@@ -296,7 +297,7 @@ class JobStore(PreferenceStore):
         row.finished_at = now if new.terminal else None
         row.started_at = row.started_at or (now if new is JobState.VALIDATING else None)
         row.error_code, row.error_message, row.error_param = (
-            (error.code, error.message, error.param) if error else (None, None, None)
+            (error.code, mask(error.message), error.param) if error else (None, None, None)
         )
         row.running_since = row.running_from = None  # its speed is measured anew once it runs
         if new.terminal:
