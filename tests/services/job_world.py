@@ -27,6 +27,7 @@ from learner.records import (
     VersionManifest,
 )
 from services.api.app import create_app
+from services.chat.desk import Samplers
 from services.jobs.layout import JobPaths
 from services.jobs.load import parse_job
 from services.jobs.spec import JobSpec
@@ -156,10 +157,12 @@ def publish(home: Path, job_id: str, version: int, files: dict[str, bytes] | Non
 
 
 @contextlib.contextmanager
-def service(settings: Settings, store: JobStore, listening: socket.socket | None = None) -> Iterator[str]:
+def service(
+    settings: Settings, store: JobStore, listening: socket.socket | None = None, samplers: Samplers | None = None
+) -> Iterator[str]:
     """A real server in a thread; gives its URL. It takes every job whose keys are right."""
     listening = listening or socket.create_server(("127.0.0.1", 0))
-    app = create_app(settings, store, admit=parse_job)
+    app = create_app(settings, store, admit=parse_job, samplers=samplers)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()

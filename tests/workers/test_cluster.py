@@ -248,7 +248,7 @@ async def test_a_stream_that_nobody_reads_any_more_ends_where_it_stands(ray_clus
     while await link.call("counters"):
         assert time.monotonic() < limit, "it goes on"
         await asyncio.sleep(0.1)
-    with pytest.raises(CallTimeout, match="raise tests.timeout"):
+    with pytest.raises(CallTimeout, match=r"raise tests\.timeout"):
         _ = [item async for item in link.stream("count", 3, 30.0, timeout_seconds=1.0, setting="tests.timeout")]
     cluster.kill("counter")
 

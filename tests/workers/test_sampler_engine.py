@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest_asyncio
 from learner.errors import InputError
 from learner.records import FinishReason, SamplingParameters
 from tests.workers import sampler_world as world
+from workers.chat import ChatPiece, ChatRequest
 from workers.sampler.engine import EngineConfig, GeneratedAnswer, SamplerEngine
 from workers.sampler.errors import AdapterRejected, DigestMismatch, EngineDied, VersionInUse, VersionNotLoaded
 
@@ -137,6 +139,51 @@ async def test_answer_k_is_drawn_with_seed_plus_k(engine: SamplerEngine) -> None
             answers=1,
         )
         assert alone[0].token_ids == answer.token_ids
+
+
+def chat(version: int | None, **more: Any) -> ChatRequest:
+    settings: dict[str, Any] = {"id": f"chat-{version}-{more}", "seed": 500, "sampling": SAMPLING, **more}
+    return ChatRequest(version=version, prompt_token_ids=(257, *range(65, 75)), **settings)
+
+
+async def pieces_of(engine: SamplerEngine, request: ChatRequest) -> list[ChatPiece]:
+    return [piece async for piece in engine.stream(request)]
+
+
+async def test_a_stream_is_the_same_answer_piece_by_piece(engine: SamplerEngine) -> None:
+    together = await write(engine, 5)
+    pieces = await pieces_of(engine, chat(0, answers=3, logprobs=2))
+    assert len(pieces) > 10
+    for number, answer in enumerate(together):
+        mine = [piece for piece in pieces if piece.answer == number]
+        assert "".join(piece.text for piece in mine) == answer.text
+        assert sum(piece.tokens for piece in mine) == len(answer.token_ids)
+        assert [piece.finish_reason for piece in mine if piece.finish_reason] == [answer.finish_reason]
+        told = [entry for piece in mine for entry in piece.logprobs]
+        assert [entry.logprob for entry in told] == pytest.approx(answer.logprobs, abs=1e-5)
+        assert all(len(entry.top) >= 2 and entry.top[0][1] >= entry.logprob for entry in told)
+    assert engine.in_flight(0) == 0
+
+
+async def test_a_string_ends_an_answer_and_is_left_out_of_it(engine: SamplerEngine) -> None:
+    greedy = SAMPLING.model_copy(update={"temperature": 0.0})
+    for version in (0, None):
+        whole = "".join(piece.text for piece in await pieces_of(engine, chat(version, sampling=greedy, id="whole")))
+        cut = await pieces_of(engine, chat(version, sampling=greedy, stop=(whole[4:6],)))
+        text = "".join(piece.text for piece in cut)
+        assert text == whole[: whole.index(whole[4:6])] and cut[-1].finish_reason is FinishReason.STOP
+
+
+async def test_a_stream_that_is_closed_early_ends_its_request(engine: SamplerEngine) -> None:
+    long = SAMPLING.model_copy(update={"max_tokens": 200})
+    async with aclosing(engine.stream(chat(1, sampling=long, seed=3))) as pieces:
+        await anext(pieces)
+        assert engine.in_flight(1) == 1
+    assert engine.in_flight(1) == 0 and engine.metrics()["requests_running"] == 0
+    with pytest.raises(VersionNotLoaded):
+        await pieces_of(engine, chat(9))
+    with pytest.raises(InputError, match="leave no room"):
+        await pieces_of(engine, chat(0).model_copy(update={"prompt_token_ids": (5,) * 256}))
 
 
 async def test_a_held_round_is_bitwise_the_same_however_its_requests_arrive(engine: SamplerEngine) -> None:
