@@ -14,6 +14,7 @@ import typer
 from learner.errors import InputError
 from services.cli import (
     audit,
+    chat,
     demo,
     evaluate,
     export,
@@ -79,9 +80,13 @@ app.command()(jobs.submit)
 app.command("list")(jobs.list_)
 app.command()(jobs.show)
 app.command()(jobs.watch)
-app.command()(jobs.cancel)
+app.command()(jobs.pause)
 app.command()(jobs.resume)
+app.command()(jobs.cancel)
+app.command()(jobs.delete)
 app.command()(jobs.logs)
+app.command()(chat.chat)
+app.command()(chat.compare)
 app.command()(feedback.feedback)
 app.command()(export.export)
 app.command()(audit.audit)
