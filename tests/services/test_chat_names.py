@@ -40,7 +40,9 @@ def test_each_form_is_understood(text: str, name: ModelName) -> None:
     assert parse_model(text) == name
 
 
-@pytest.mark.parametrize("text", ["", "@3", "a@", "a@x", "a@-1", "a:", "a:best", "a:base@3", "a@3:slow", "a b", "a@1\n"])
+@pytest.mark.parametrize(
+    "text", ["", "@3", "a@", "a@x", "a@-1", "a:", "a:best", "a:base@3", "a@3:slow", "a b", "a@1\n"]
+)
 def test_anything_else_is_refused_by_its_name(text: str) -> None:
     with pytest.raises(UnknownModel, match="is not a model's name; write JOB"):
         parse_model(text)
