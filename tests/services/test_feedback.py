@@ -145,18 +145,6 @@ def test_what_was_taken_or_refused_waits_no_more(store: JobStore, job_id: str) -
     assert [each.reason for each in store.refused_preferences(job_id, 9)] == ["too long"]
 
 
-def test_a_store_from_before_preferences_gets_their_table(tmp_path: Path) -> None:
-    import sqlite3
-
-    url = f"sqlite:///{tmp_path}/jobs.sqlite"
-    old = JobStore(url)
-    job_id = running_job(old, tmp_path, **SHARE)
-    old.close()
-    with sqlite3.connect(tmp_path / "jobs.sqlite") as connection:
-        connection.execute("DROP TABLE preferences")
-    assert take_in(JobStore(url), job_id, [CLICK]).stored == 1
-
-
 # ---- jobs that take none ----------------------------------------------------------------------------------------
 
 
