@@ -34,6 +34,7 @@ from services.chat.openai import (
     TextCompletion,
     Transcript,
 )
+from services.secrets import mask
 from workers.chat import ChatBegun, ChatPiece
 from workers.errors import CallTimeout, WorkerError
 
@@ -76,7 +77,8 @@ class OpenAiRoute(APIRoute):
                 return await handle(request)
             except (RequestValidationError, InputError, HTTPException, *TROUBLE) as error:
                 status, detail, headers = described(error)
-                return JSONResponse(ErrorBody(error=detail).model_dump(), status_code=status, headers=headers)
+                told = detail.model_copy(update={"message": mask(detail.message)})
+                return JSONResponse(ErrorBody(error=told).model_dump(), status_code=status, headers=headers)
 
         return answer
 
