@@ -3,7 +3,7 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo serve test test-fast test-slow lint format lock clean
+.PHONY: help setup packages demo serve test test-fast test-slow lint format lock clean
 
 help:  ## What there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -18,12 +18,15 @@ demo: setup  ## Build the demo world and watch a small policy get better by play
 serve: setup  ## The REST API and dashboard on this machine
 	@$(BIN)/sparring serve
 
+packages:  ## What the tests need from Debian: PostgreSQL and Chromium, installed where they are missing and can be
+	@scripts/system_packages.sh
+
 test: test-fast test-slow  ## All tests, the quick ones first
 
-test-fast: setup  ## Tests without engines
+test-fast: setup packages  ## Tests without engines
 	$(BIN)/pytest -q -m "not slow" -n auto
 
-test-slow: setup  ## Tests that start vLLM, Ray and PairRM; two at a time, more would fill the machine; whole jobs (tests/e2e) first
+test-slow: setup packages  ## Tests that start vLLM, Ray and PairRM; two at a time, more would fill the machine; whole jobs (tests/e2e) first
 	$(BIN)/pytest -q -m slow -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 lint: setup  ## Style, types and layers
