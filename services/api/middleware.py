@@ -51,6 +51,10 @@ class Envelope:
             await send(message)
 
         try:
+            if "\0" in scope["path"] or b"%00" in scope["query_string"]:  # which a database cannot even look for
+                detail = "the address holds NUL (%00), which is no character of a name; leave it out"
+                await problem(400, "bad_request", detail, request_id=request_id)(scope, receive, send_with_headers)
+                return
             await self.app(scope, receive, send_with_headers)
         except Exception:
             logger.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])

@@ -23,6 +23,14 @@ from services.secrets import mask
 MEDIA_TYPE = "application/problem+json"
 
 _KEY_PATH = re.compile(r"[A-Za-z_][\w.\[\]-]*")
+_BODY: Mapping[str, str] = {
+    "missing": "the body is empty; send JSON, with the header Content-Type: application/json",
+    "json_invalid": "the body is not JSON ({reason}, at character {where})",
+    "list_type": "the body must be a JSON list, sent with the header Content-Type: application/json",
+    "dict_type": "the body must be a JSON object, sent with the header Content-Type: application/json",
+}
+"""Pydantic's kinds of errors of a body as a whole."""
+
 _STATUS: Mapping[type[InputError], tuple[int, str]] = {
     UnknownJob: (404, "unknown_job"),
     UnknownVersion: (404, "unknown_version"),
@@ -136,19 +144,33 @@ async def _input_error(request: Request, error: Exception) -> ProblemResponse:
 
 async def _invalid_request(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, RequestValidationError)
-    errors = tuple(FieldProblem(param=_path(each["loc"]), detail=each["msg"]) for each in error.errors())
+    errors = tuple(_request_problem(each) for each in error.errors())
     detail = "; ".join(f"{each.param}: {each.detail}" if each.param else each.detail for each in errors)
     return problem(422, "invalid_request", detail, request_id=_request_id(request), errors=errors)
 
 
 async def _http_error(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, HTTPException)
-    headers = dict(error.headers or {})
+    headers, detail = dict(error.headers or {}), str(error.detail)
+    if error.status_code == 400 and detail == "There was an error parsing the body":  # FastAPI's own sentence
+        detail = "the body cannot be read: it must be JSON in UTF-8, not nested hundreds of times, its numbers of a usual size"
+    if error.status_code == 404 and detail == "Not Found":  # the router's own
+        detail = f"there is nothing at {request.url.path}; /v1/openapi.json lists what there is"
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_allowed(request))  # the router's own names only the first route of the path
     return problem(
-        error.status_code, _code(error.status_code), str(error.detail), request_id=_request_id(request), headers=headers
+        error.status_code, _code(error.status_code), detail, request_id=_request_id(request), headers=headers
     )
+
+
+def _request_problem(found: Mapping[str, Any]) -> FieldProblem:
+    """What is wrong with a request before any route looks at it; about the body as a whole in our own words."""
+    location, kind = found["loc"], found["type"]
+    if location[:1] != ("body",) or kind not in _BODY:
+        return FieldProblem(param=_path(location), detail=found["msg"])
+    reason = found.get("ctx", {}).get("error", "")
+    where = location[1] if len(location) > 1 else 0
+    return FieldProblem(param=None, detail=_BODY[kind].format(reason=reason, where=where))
 
 
 def _allowed(request: Request) -> list[str]:

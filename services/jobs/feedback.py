@@ -31,6 +31,8 @@ from workers.replay.rows import LedgerCounts
 from workers.replay.view import LedgerView
 
 REFUSALS_SHOWN = 100
+COMPLAINTS = 100
+"""Preferences of one request that are complained of; a request can hold a million."""
 
 
 class PreferenceRenderer:
@@ -146,6 +148,9 @@ def take_in(
             preferences.append(preference)
         except InputError as error:
             complaints.append(str(error))
+            if len(complaints) == COMPLAINTS and place + 1 < len(data):
+                complaints.append(f"preferences: the {len(data) - place - 1} after these were not looked at any more")
+                break
     if complaints:
         raise InputError("\n".join(complaints))
     return store.add_preferences(job_id, preferences, idempotency_key=idempotency_key)

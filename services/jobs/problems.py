@@ -20,6 +20,9 @@ from pydantic.fields import FieldInfo
 NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 """What JSON can write into a text, and files and databases cannot hold: NUL, and half of a surrogate pair."""
 
+LONGEST_PATH = 200
+"""Characters of a key's path in a message."""
+
 SHOWN_CHARACTERS = 80
 """Of a value in a message."""
 
@@ -51,7 +54,9 @@ def sentences(error: ValidationError, model: type[BaseModel]) -> list[str]:
     found: dict[str, str] = {}
     for problem in error.errors(include_url=False):
         path, owner, field = _locate(model, problem["loc"])
-        found.setdefault(path, _sentence(path, owner, field, problem))
+        if len(path) > LONGEST_PATH:
+            path = path[:LONGEST_PATH] + "..."
+        found.setdefault(path, _sentence(path, owner, field, problem).removeprefix(": "))
     return list(found.values())
 
 
@@ -161,7 +166,9 @@ def _sentence(path: str, owner: type[BaseModel] | None, field: FieldInfo | None,
         inner = _models(field.annotation) if field is not None else []
         return _joined(path, str(context["error"]), inner[0] if len(inner) == 1 else owner)
     out_of_range = kind.startswith(("greater_than", "less_than"))
-    if field is not None and _is_plain_union(field) and not out_of_range:
+    if kind == "too_long" and context.get("actual_length") is None:
+        return f"{path}: there are more than {context['max_length']} entries; leave some out"
+    if field is not None and _is_plain_union(field) and not out_of_range and not kind.startswith("string_too"):
         return f"{path}: {value} does not fit; it must be {_described(field.annotation)}"
     texts = {
         "greater_than_equal": "{value} is too small; it must be at least {ge}",
@@ -171,6 +178,7 @@ def _sentence(path: str, owner: type[BaseModel] | None, field: FieldInfo | None,
         "literal_error": "{value} is not known; it must be {expected}",
         "string_type": "{value} must be text; put it in quotes if it is meant so",
         "string_too_short": "{value} is empty; give some text",
+        "string_too_long": "{value} is too long; it must have at most {max_length} characters",
         "string_pattern_mismatch": "{value} does not fit the pattern {pattern}",
         "int_type": "{value} is not a whole number",
         "int_parsing": "{value} is not a whole number",

@@ -20,6 +20,8 @@ router = APIRouter(tags=["history"], dependencies=[READ])
 POLL_SECONDS = 0.5
 KEEP_ALIVE_SECONDS = 15
 STREAM_BATCH = 200
+LAST_NUMBER = (1 << 31) - 1
+"""The highest number that an event can have in every database."""
 
 
 @router.get(
@@ -37,7 +39,7 @@ async def events(
     request: Request,
     shared: Shared,
     job_id: str,
-    after: Annotated[int, Query(ge=0, description="The number of the last event already seen.")] = 0,
+    after: Annotated[int, Query(ge=0, le=LAST_NUMBER, description="The number of the last event already seen.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 500,
     last_event_id: Annotated[str | None, Header(description="As a browser sends it when it reconnects.")] = None,
 ) -> Response | EventPage:
@@ -50,7 +52,7 @@ async def events(
         found = await asyncio.to_thread(shared.store.events_after, job_id, after, limit)
         return EventPage(events=tuple(found), next=found[-1].seq if found else after)
     if last_event_id is not None:
-        if not last_event_id.isdecimal():
+        if not last_event_id.isdecimal() or len(last_event_id) > 10 or int(last_event_id) > LAST_NUMBER:
             raise InputError(f"Last-Event-ID: {last_event_id!r} is not the number of an event")
         after = int(last_event_id)
     ended, waiting = await asyncio.to_thread(_look, shared, job_id, after)
