@@ -23,6 +23,8 @@ _API: Mapping[str, str] = {
 
 _PAGES: Mapping[str, str] = {
     **_EVERYWHERE,
+    # with no-referrer a browser sends the forms of these very pages with `Origin: null`, which is refused
+    "Referrer-Policy": "same-origin",
     # Nothing loads from, or talks to, another host. NiceGUI's pages carry their first script and styles inside them, and Vue compiles
     # its templates in the browser, hence 'unsafe-inline' and 'unsafe-eval'. 'self' covers the web socket too.
     "Content-Security-Policy": (

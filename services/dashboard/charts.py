@@ -188,7 +188,7 @@ def _band(
 def _frame(series: list[dict[str, Any]], legend: list[str], axis: Axis, unit: str) -> dict[str, Any]:
     return {
         "animation": False,
-        "aria": {"enabled": True},
+        "aria": {"enabled": True, "label": {"description": _in_words(series, unit)}},
         "grid": {"left": 8, "right": 16, "top": 52 if len(legend) > 1 else 28, "bottom": 26, "containLabel": True},
         "legend": {"show": len(legend) > 1, "type": "scroll", "top": 0, "data": legend},
         "tooltip": {"trigger": "axis", "confine": True},
@@ -211,3 +211,14 @@ def _frame(series: list[dict[str, Any]], legend: list[str], axis: Axis, unit: st
         },
         "series": series,
     }
+
+
+def _in_words(series: Sequence[Mapping[str, Any]], unit: str) -> str:
+    """What a screen reader says of a picture: the newest value of each line."""
+    said = []
+    for line in series:
+        newest = next((value for value in reversed(line["data"]) if value is not None), None)
+        value = newest[1] if isinstance(newest, list) else newest
+        if value is not None and not line["name"].endswith(BAND):
+            said.append(f"{line['name']} {value:g} {unit}".strip())
+    return f"Newest values: {', '.join(said)}." if said else "No values yet."

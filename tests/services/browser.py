@@ -1,0 +1,157 @@
+"""A real browser that can reach one service and nothing else, and remembers what it asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+CHROMIUM = Path("/usr/bin/chromium")
+ROOT = Path(__file__).parents[2]
+
+PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+
+START_SECONDS = 90
+"""Longest wait for a service to answer; the machine may be busy."""
+
+SCREENSHOTS = "DASHBOARD_SCREENSHOTS"
+"""Environment variable; where it is set, tests save the pictures of the README in docs/images."""
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """Debian's Chromium, without a window."""
+    if not CHROMIUM.is_file():
+        pytest.fail(
+            f"there is no {CHROMIUM}; install it (apt-get install chromium): the dashboard is tested in a real browser"
+        )
+    # no other host can be reached; routes of Playwright would do it too, but they switch the browser's cache off
+    arguments = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+    arguments += ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=arguments)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@dataclass
+class Visit:
+    """One page, and what was wrong while it was open."""
+
+    page: Page
+    url: str
+    foreign: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    def open(self, address: str) -> None:
+        """Go to a page, and wait until its content is there."""
+        self.page.goto(f"{self.url}{address}")
+        self.page.get_by_role("heading", level=1).wait_for()
+
+    def fits(self) -> None:
+        """Whether the page is no wider than the screen."""
+        wide, screen = self.page.evaluate(
+            "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+        )
+        assert wide <= screen, f"{self.page.url} is {wide} pixels wide on a screen of {screen}"
+
+    def save(self, name: str, **more: Any) -> None:
+        """Save a picture for the README, where that was asked for."""
+        if os.environ.get(SCREENSHOTS):
+            folder = ROOT / "docs" / "images"
+            folder.mkdir(parents=True, exist_ok=True)
+            self.page.screenshot(path=folder / f"dashboard-{name}.png", **more)
+
+
+@contextlib.contextmanager
+def visit(browser: Browser, url: str, **options: Any) -> Iterator[Visit]:
+    """A new visitor of a service; at the end nothing was asked of another host, and no script has failed."""
+    context = browser.new_context(**options)
+    try:
+        with visit_in(context, url) as visitor:
+            yield visitor
+    finally:
+        context.close()
+
+
+@contextlib.contextmanager
+def visit_in(context: BrowserContext, url: str) -> Iterator[Visit]:
+    """The same in a browser that has been there before, and has the service's scripts."""
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    visitor = Visit(page, url)
+
+    def note(asked: str) -> None:
+        if urlsplit(asked).scheme not in ("data", "blob") and urlsplit(asked).netloc != urlsplit(url).netloc:
+            visitor.foreign.append(asked)
+
+    page.on("request", lambda request: note(request.url))
+    page.on("websocket", lambda opened: note(opened.url))
+    page.on("pageerror", lambda error: visitor.complaints.append(str(error)))
+    page.on("console", lambda said: visitor.complaints.append(said.text) if said.type == "error" else None)
+    try:
+        yield visitor
+        assert visitor.foreign == []
+        assert visitor.complaints == []
+    finally:
+        page.close()
+
+
+@dataclass(frozen=True)
+class FilledService:
+    """A service whose store holds jobs; ``ids`` are theirs, by what they are."""
+
+    url: str
+    home: Path
+    ids: dict[str, str]
+
+
+@contextlib.contextmanager
+def filled_service(home: Path, **environment: str) -> Iterator[FilledService]:
+    """`dashboard_server.py` on a free port, in a process of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "NICEGUI", "SPARRING"))}
+    script = Path(__file__).with_name("dashboard_server.py")
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(home), str(port)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**ours, "PYTHONPATH": str(ROOT), **environment},
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, "the service did not start; its output says why"
+        url = f"http://127.0.0.1:{port}"
+        limit = time.monotonic() + START_SECONDS
+        while not _answers(url):
+            assert process.poll() is None and time.monotonic() < limit, "the service does not answer"
+            time.sleep(0.1)
+        yield FilledService(url, home, json.loads(line))
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz").is_success
+    except httpx.TransportError:
+        return False
