@@ -166,7 +166,8 @@ async def _http_error(request: Request, error: Exception) -> ProblemResponse:
 def _request_problem(found: Mapping[str, Any]) -> FieldProblem:
     """What is wrong with a request before any route looks at it; about the body as a whole in our own words."""
     location, kind = found["loc"], found["type"]
-    if location[:1] != ("body",) or kind not in _BODY:
+    whole = location == ("body",) or kind == "json_invalid"  # whose place is a character
+    if location[:1] != ("body",) or not whole or kind not in _BODY:
         return FieldProblem(param=_path(location), detail=found["msg"])
     reason = found.get("ctx", {}).get("error", "")
     where = location[1] if len(location) > 1 else 0

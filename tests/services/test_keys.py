@@ -74,7 +74,7 @@ def test_a_key_is_found_by_all_of_it_and_only_its_digest_is_stored(store: Access
     ):
         assert store.find_key(wrong) is None
     assert [each.model_dump() for each in store.list_keys()] == [key.model_dump()]
-    assert new.text not in repr(store.list_keys()) and key_digest(new.text) not in repr(store.keys())
+    assert new.text not in repr(store.list_keys()) and key_digest(new.text) not in repr(store.list_keys())
 
 
 def test_the_key_itself_is_nowhere_on_disk(lite: AccessStore, tmp_path: Path) -> None:
