@@ -7,6 +7,7 @@ the running workers by name, and goes on from the newest version (rules 10 and 1
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 from learner.errors import InputError
@@ -24,6 +25,7 @@ from services.jobs.pairs import PreparedPairs
 from services.jobs.records import JobError
 from services.jobs.rendering import PromptRenderer
 from services.jobs.report import write_report
+from services.jobs.rows import UnknownJob
 from services.jobs.spec import JobSpec
 from services.jobs.state import JobState, StateConflict
 from services.jobs.store import JobStore
@@ -69,7 +71,8 @@ class JobController:
             await asyncio.to_thread(write_report, self.store, self.job_id, self.paths.report)
         except Exception as error:
             self.log.exception("the report was not written")
-            self.journal.event("warning", f"the report was not written: {error}")
+            with suppress(UnknownJob):  # it was deleted as soon as it had ended
+                self.journal.event("warning", f"the report was not written: {error}")
         cluster.leave()
 
     async def _run_to_its_end(self) -> None:

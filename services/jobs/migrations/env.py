@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from alembic import context
 
-from services.jobs.tables import Base
-
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=Base.metadata,
     render_as_batch=True,  # SQLite changes most things of a table only by making it anew
 )
 context.run_migrations()
