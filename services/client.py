@@ -55,6 +55,12 @@ class _Service:
 
     def __init__(self, url: str, api_key: str | None, timeout_seconds: float, reconnect_seconds: float) -> None:
         self.url = url.rstrip("/")
+        try:
+            httpx.URL(self.url)
+        except httpx.InvalidURL as error:
+            raise InputError(
+                f"--url (SPARRING_URL): {url!r} is no address ({error}); it looks like http://127.0.0.1:8700"
+            ) from None
         self._timeout_seconds = timeout_seconds
         self._reconnect_seconds = reconnect_seconds
         self._options: dict[str, Any] = {

@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     @field_validator("home")
     @classmethod
     def _home_is_absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+        return _expanded(value).absolute()
 
     @field_validator("data_roots", mode="before")
     @classmethod
@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     @field_validator("data_roots")
     @classmethod
     def _roots_are_absolute(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
-        return tuple(path.expanduser().resolve() for path in value)
+        return tuple(_expanded(path).resolve() for path in value)
 
     @field_validator("rate_limit")
     @classmethod
@@ -118,6 +118,19 @@ class Settings(BaseSettings):
             name = "SPARRING_" + str(first["loc"][0]).upper() if first["loc"] else "SPARRING_*"
             raise InputError(f"{name}: {first['input']!r} is not allowed: {first['msg']}") from None
 
+    def make_home(self) -> None:
+        """Make the folder of Sparring's data where it is not there yet.
+
+        Raises:
+            InputError: it cannot be made.
+        """
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"SPARRING_HOME: {self.home} cannot be made ({error.strerror}); name a folder that this user may write to"
+            ) from None
+
     @property
     def store_url(self) -> str:
         """The job store's database."""
@@ -147,6 +160,13 @@ class Settings(BaseSettings):
                 f"SPARRING_HOST: {self.host!r} lets other machines in, so there must be a key; make one with "
                 "`sparring keys create NAME --scope admin`, set SPARRING_API_KEY, or listen on 127.0.0.1"
             )
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("there is no such user's home; write the whole path") from None
 
 
 def is_loopback(host: str) -> bool:

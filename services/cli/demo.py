@@ -68,6 +68,7 @@ def demo(
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
 
+        settings.make_home()
         world = ensure_world(settings.home, seed, tell)
     built = time.monotonic() - began
     console.print(

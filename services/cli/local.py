@@ -72,7 +72,7 @@ def exit_code(job: JobRecord) -> int:
 
 
 def _store(settings: Settings) -> JobStore:
-    settings.home.mkdir(parents=True, exist_ok=True)
+    settings.make_home()
     return JobStore(settings.store_url)
 
 

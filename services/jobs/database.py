@@ -11,14 +11,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from sqlite3 import OperationalError
+from sqlite3 import SQLITE_BUSY, SQLITE_LOCKED, OperationalError
 from threading import Lock
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, select
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.exc import OperationalError as Unreachable
 from sqlalchemy.orm import Session
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_random
 
 from learner.errors import InputError
 from services.jobs.schema import bring_to_newest
@@ -68,8 +69,11 @@ class Database:
                 engine = open_engine(self._url)
                 try:
                     bring_to_newest(engine, without_password(self._url))
-                except Unreachable as error:
+                except DatabaseError as error:
                     engine.dispose()
+                    # SQLite says that a file is no database by the base class; any other kind is a mistake of ours
+                    if type(error) not in (Unreachable, DatabaseError):
+                        raise
                     raise InputError(
                         f"database_url: {without_password(self._url)} cannot be opened ({_one_line(error.orig)}); is it there, and may this "
                         "user write to it?"
@@ -102,7 +106,13 @@ def open_engine(url: str) -> Engine:
         )
     if place.get_backend_name() == "sqlite":
         if place.database:
-            Path(place.database).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                Path(place.database).parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(
+                    f"database_url: the folder of {place.database} cannot be made ({error.strerror}); see to SPARRING_HOME or "
+                    "SPARRING_DATABASE_URL"
+                ) from None
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -126,8 +136,12 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
     cursor.close()
 
 
+def _is_busy(error: BaseException) -> bool:
+    return isinstance(error, OperationalError) and error.sqlite_errorcode & 0xFF in (SQLITE_BUSY, SQLITE_LOCKED)
+
+
 @retry(
-    retry=retry_if_exception_type(OperationalError),
+    retry=retry_if_exception(_is_busy),
     stop=stop_after_delay(BUSY_TIMEOUT_SECONDS),
     wait=wait_random(0.01, 0.1),
     reraise=True,
