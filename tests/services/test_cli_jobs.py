@@ -171,3 +171,29 @@ def test_a_port_that_is_taken_is_said_before_anything_starts(home: Path) -> None
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"cannot listen on 127.0.0.1:{port}" in refused("serve", "--port", str(port))
+
+
+def test_jobs_are_listed_by_label(home: Path, store: JobStore) -> None:
+    first = store.create(JobSpec.model_validate(SPEC | {"metadata": {"team": "a=b"}}), home=home).id
+    second = store.create(JobSpec.model_validate(SPEC), home=home).id
+    with service(Settings.load(), store) as url:
+        for where in ([], ["--url", url]):
+            found = run("list", "--label", "team=a=b", *where).output
+            assert first in found and second not in found
+    assert "--label: 'team' is not a name and a value" in refused("list", "--label", "team")
+
+
+def test_a_job_is_paused_goes_on_and_is_deleted_here_and_in_a_service(home: Path, store: JobStore) -> None:
+    with service(Settings.load(), store) as url:
+        for where in ([], ["--url", url]):
+            job_id = running_job(store, home)
+            assert run("pause", job_id, *where).output == f"{job_id} is asked to pause.\n"
+            assert store.take_request(job_id) == "pause"
+            store.transition(job_id, JobState.PAUSED)
+            assert run("resume", job_id, *where).output == f"{job_id} goes on.\n"
+            assert store.take_request(job_id) == "continue"
+            assert "cancel it first" in refused("delete", job_id, "--yes", *where)
+            store.transition(job_id, JobState.CANCELLED)
+            assert run("delete", job_id, *where).exit_code == 1  # nobody said yes
+            assert run("delete", job_id, "--yes", *where).output == f"{job_id} is deleted.\n"
+            assert store.list() == []

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from job_world import SPEC, running_job
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select
 
 from services.jobs.layout import JobPaths
 from services.jobs.records import NewEvent, Preference
@@ -249,3 +249,43 @@ def test_processes_that_send_the_same_request_at_once_do_it_once(
     assert [sender.exitcode for sender in senders] == [0, 0, 0]
     assert len(store.list()) == 2
     assert [event.kind for event in store.events_after(job_id)].count("request") == 1
+
+
+# ---- many jobs ---------------------------------------------------------------------------------------------------
+
+
+def plans(store: JobStore, ask: Callable[[], object]) -> str:
+    """How SQLite would answer the questions that a call asks, in its words."""
+    asked: list[tuple[str, object]] = []
+    engine = store._opened()
+
+    def note(_connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
+        if statement.startswith("SELECT"):
+            asked.append((statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", note)
+    ask()
+    event.remove(engine, "before_cursor_execute", note)
+    with engine.connect() as connection:
+        found = [
+            row[-1]
+            for statement, parameters in asked
+            for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)  # type: ignore[arg-type]
+        ]
+    return "\n".join(found)
+
+
+def test_with_thousands_of_jobs_an_index_answers(tmp_path: Path) -> None:
+    store = JobStore(f"sqlite:///{tmp_path}/sparring.sqlite")
+    job_id = queued(store, tmp_path, metadata={"team": "a"})
+    assert "COVERING INDEX ix_jobs_state_runner_priority_queued_at_number" in plans(store, store.next_queued)
+    assert "INDEX ix_jobs_state_number (state=?)" in plans(store, lambda: store.list(states=[JobState.QUEUED]))
+    assert "INTEGER PRIMARY KEY (rowid<?)" in plans(store, lambda: store.list(after=job_id))
+    assert "(name=? AND value=?" in plans(store, lambda: store.list(labels={"team": "a"}))
+    assert "(id=?)" in plans(store, lambda: store.get(job_id))
+    assert "COVERING INDEX" in plans(store, store.counts_by_state)
+    assert "SCAN metrics" not in plans(store, lambda: (store.series(job_id), store.newest_metrics(job_id)))
+    assert "TEMP B-TREE" not in plans(store, lambda: store.list()) + plans(
+        store, lambda: store.list(states=[JobState.QUEUED])
+    )
+    store.close()
