@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any, Literal
 
-from fastapi import Request
 from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
 
-from services.dashboard.session import Desk, Session
+from services.dashboard.session import THEME_COOKIE, Session
 
 STATIC_URL = "/dashboard-static"
 STYLE_VERSION = "1"
 """Raised when the style sheet changes, since browsers keep it."""
 
-THEME_COOKIE = "sparring_theme"
 POLL_SECONDS = 1.0
 """Between two looks of an open page at the store."""
+
+LOOKS_A_CHECK = 5
+"""At every so many looks the page's key is checked: it may have been revoked since."""
 
 Theme = Literal["system", "light", "dark"]
 THEMES: dict[Theme, bool | None] = {"system": None, "light": False, "dark": True}
@@ -54,23 +57,21 @@ def set_attribute(element: ui.element, name: str, value: str | None) -> None:
 
 
 @contextmanager
-def frame(desk: Desk, request: Request, title: str) -> Iterator[None]:
+def frame(session: Session, title: str) -> Iterator[None]:
     """A page of the dashboard; what is made inside stands below its header.
 
     Args:
-        desk: what the pages share.
-        request: of the browser.
+        session: whose page it is.
         title: of the page, which its window and its first heading carry.
     """
     ui.add_head_html(f'<link rel="stylesheet" href="{STATIC_URL}/dashboard.css?{STYLE_VERSION}">')
-    session = Session(desk, request)
     ui.page_title(f"{title} · Sparring")
     with ui.header(fixed=False).classes("top"):
         ui.link("Sparring", "/").classes("brand")
         with box("nav", aria_label="Pages"):
             ui.link("Jobs", "/")
             ui.link("Start a job", "/start")
-        _theme_switch(request)
+        _theme_switch(session.theme)
         if session.has_key:
             with box("form", "leave", method="post", action="/logout"):
                 Text("span", session.caller.actor, "quiet")
@@ -81,13 +82,20 @@ def frame(desk: Desk, request: Request, title: str) -> Iterator[None]:
     ui.skip_link("Skip to the content", target=content)
 
 
-def every_second(look: Callable[[], Awaitable[None]]) -> None:
-    """Have the page look at the store again and again, as long as it is open."""
-    ui.timer(POLL_SECONDS, look)
+def every_second(session: Session, look: Callable[[], Awaitable[None]]) -> None:
+    """Have the page look at the store again and again, as long as it is open and its person would still be let in."""
+    looks = count()
+
+    async def look_if_allowed() -> None:
+        if next(looks) % LOOKS_A_CHECK == 0 and not await asyncio.to_thread(session.still_good):
+            ui.navigate.to("/login")
+            return
+        await look()
+
+    ui.timer(POLL_SECONDS, look_if_allowed)
 
 
-def _theme_switch(request: Request) -> None:
-    given = request.cookies.get(THEME_COOKIE, "system")
+def _theme_switch(given: str) -> None:
     theme: Theme = given if given in THEMES else "system"
     mode = ui.dark_mode(THEMES[theme])
 

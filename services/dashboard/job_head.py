@@ -10,7 +10,7 @@ from learner.errors import InputError
 from services.dashboard.frame import Text, box, set_attribute
 from services.dashboard.tab import JobDesk
 from services.dashboard.versions_tab import download_address
-from services.dashboard.words import best_win_rate, plural, state_badge
+from services.dashboard.words import best_win_rate, moment, plural, state_badge
 from services.jobs.records import JobRecord
 from services.jobs.state import RESUMABLE, JobState, RequestedAction
 
@@ -50,7 +50,9 @@ class JobHead:
         stage = "" if job.state.terminal else job.stage or ""
         restarts = f", {plural(job.restarts, 'restart')}" if job.restarts else ""
         attempt = f", attempt {job.attempt}" if job.attempt > 1 else ""
-        self._stage.text = f"{job.progress:.0%} {stage}{attempt}{restarts}".strip()
+        finish = job.estimated_finish_at
+        end = "" if finish is None else f", done about {moment(finish)}"
+        self._stage.text = f"{job.progress:.0%} {stage}{attempt}{restarts}{end}".strip()
         rate = best_win_rate(self._desk.live.versions)
         self._best.text = f"best version v{job.best_version}: {rate}" if rate else ""
         self._error.set_visibility(job.error is not None)

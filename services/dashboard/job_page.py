@@ -47,10 +47,10 @@ def register(desk: Desk) -> None:
         try:
             live = await asyncio.to_thread(LiveJob, desk.shared.store, job_id)
         except UnknownJob as error:
-            with frame(desk, request, "No such job"):
+            with frame(session, "No such job"):
                 Text("p", str(error))
             return
-        with frame(desk, request, job_id):
+        with frame(session, job_id):
             _JobPage(JobDesk(desk.shared, session, live), tab.capitalize())
 
 
@@ -67,7 +67,7 @@ class _JobPage:
                 ui.tab(name)
         with ui.tab_panels(tabs, value=first, animated=False).classes("panels"):
             self._panels = {name: ui.tab_panel(name) for name in TABS}
-        every_second(self._look)
+        every_second(self._desk.session, self._look)
 
     async def _opened(self, event: Any) -> None:
         self._open = event.value

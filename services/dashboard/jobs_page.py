@@ -10,7 +10,7 @@ from fastapi import Request
 from nicegui import ui
 
 from services.dashboard.frame import Text, box, every_second, frame, set_attribute
-from services.dashboard.session import Desk
+from services.dashboard.session import Desk, Session
 from services.dashboard.words import best_win_rate, moment, state_badge
 from services.jobs.records import JobSummary
 from services.jobs.state import JobState
@@ -18,6 +18,9 @@ from services.jobs.store import JobStore
 
 PAGE = 50
 """Jobs that are shown at first, and that are added by a click."""
+
+SEARCHED = 1000
+"""Newest jobs that are searched for words; a page looks again every second."""
 
 COLUMNS = ("Job", "State", "Progress", "Best win rate", "Version", "Created")
 
@@ -67,7 +70,11 @@ class JobTable:
                 self._rows = {row.job.id: _JobRow(row) for row in rows}
         for row in rows:
             self._rows[row.job.id].show(row)
-        none = "No job fits the filter." if filtered else "There are no jobs yet. Start one, or send one over REST."
+        none = (
+            f"No job fits the filter; words are looked for in the newest {SEARCHED} jobs."
+            if filtered
+            else "There are no jobs yet. Start one, or send one over REST."
+        )
         self._empty.text = "" if rows else none
 
 
@@ -107,11 +114,12 @@ def register(desk: Desk) -> None:
 
     @ui.page("/")
     async def jobs(request: Request) -> None:
-        with frame(desk, request, "Jobs"):
-            _jobs(desk.shared.store)
+        session = Session(desk, request)
+        with frame(session, "Jobs"):
+            _jobs(session, desk.shared.store)
 
 
-def _jobs(store: JobStore) -> None:
+def _jobs(session: Session, store: JobStore) -> None:
     rates = BestWinRates(store)
     limit = PAGE
     shown: tuple[Row, ...] | None = None
@@ -127,10 +135,10 @@ def _jobs(store: JobStore) -> None:
         text = (words.value or "").strip().lower()
         found: list[Row] = []
         after: str | None = None
-        while len(found) <= limit:
+        for _ in range(SEARCHED // PAGE if text else limit // PAGE + 1):
             page = store.list(states=wanted, limit=PAGE + 1, after=after)
             found += [Row(job, rates.of(job)) for job in page if _fits(job, text)]
-            if len(page) <= PAGE:
+            if len(page) <= PAGE or len(found) > limit:
                 break
             after = page[-1].id
         return tuple(found[:limit]), len(found) > limit
@@ -151,7 +159,7 @@ def _jobs(store: JobStore) -> None:
     more = ui.button("Show more", on_click=show_more).props("flat no-caps")
     state.on_value_change(look)
     words.on_value_change(look)
-    every_second(look)
+    every_second(session, look)
 
 
 def _fits(job: JobSummary, text: str) -> bool:

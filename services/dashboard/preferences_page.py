@@ -76,12 +76,12 @@ def register(desk: Desk) -> None:
         session = Session(desk, request)
         try:
             job = await asyncio.to_thread(desk.shared.store.get, job_id)
-            with frame(desk, request, "Which answer is better?"):
+            with frame(session, "Which answer is better?"):
                 with box("p"):
                     ui.link(f"Back to {job_id}", f"/jobs/{job_id}")
                 _page(desk, session, job, sample)
         except UnknownJob as error:
-            with frame(desk, request, "No such job"):
+            with frame(session, "No such job"):
                 Text("p", str(error))
 
 
@@ -117,7 +117,7 @@ class _Rating:
         self._take_first.on_click(lambda: self._take(first=True))
         self._take_second.on_click(lambda: self._take(first=False))
         ui.timer(0, self._next, once=True)
-        every_second(self._count)
+        every_second(self._session, self._count)
 
     def _answer(self, name: str, label: str) -> tuple[Text, ui.button]:
         with box("div", "answer"):

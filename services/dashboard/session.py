@@ -23,6 +23,9 @@ from services.api.guard import KEY_COOKIE, caller_of
 
 Result = TypeVar("Result")
 
+THEME_COOKIE = "sparring_theme"
+"""What the switch between light and dark was set to; no secret, and the page's script writes it."""
+
 
 class NotAllowed(InputError):
     """The page's person may not do this, or not any more."""
@@ -55,6 +58,7 @@ class Session:
         self._key = request.cookies.get(KEY_COOKIE)
         self._address = request.client.host if request.client else None
         self.caller = caller_of(request)
+        self.theme = request.cookies.get(THEME_COOKIE, "system")
 
     @property
     def may_write(self) -> bool:

@@ -26,7 +26,7 @@ def register(desk: Desk) -> None:
     @ui.page("/start")
     async def start(request: Request) -> None:
         session = Session(desk, request)
-        with frame(desk, request, "Start a job"):
+        with frame(session, "Start a job"):
             if session.may_write:
                 _StartForm(desk, session)
             else:

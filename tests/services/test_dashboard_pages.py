@@ -86,7 +86,7 @@ def test_the_list_is_filtered_by_state_and_by_words_in_names_and_labels(desk: Vi
     expect(rows).to_have_count(1)
     expect(rows).to_contain_text(service.ids["failed"])
     desk.page.get_by_label("Name or label contains").fill("nothing-like-it")
-    expect(desk.page.get_by_text("No job fits the filter.")).to_be_visible()
+    expect(desk.page.get_by_text("No job fits the filter")).to_be_visible()
     desk.page.get_by_label("Name or label contains").fill("")
     desk.page.get_by_label("State").click()
     desk.page.get_by_role("option", name="queued").click()
@@ -128,7 +128,7 @@ def test_the_curves_of_a_job_are_drawn_and_the_bottleneck_is_named(desk: Visit, 
         expect(desk.page.get_by_role("figure", name=title, exact=True).locator("svg path").first).to_be_attached()
     expect(desk.page.get_by_role("figure", name="Win rate against version 0")).to_contain_text("length-controlled")
     expect(desk.page.get_by_text("Bottleneck: sampling")).to_be_visible()
-    desk.save("job", full_page=False)
+    desk.save("job")
 
 
 def test_a_tab_of_its_own_for_each_side_of_a_job(desk: Visit, service: FilledService) -> None:
@@ -168,7 +168,6 @@ def test_a_sample_shows_its_answers_and_its_win_matrix(desk: Visit, service: Fil
     cells = [row.get_by_role("cell").all_inner_texts() for row in matrix.locator("tbody tr").all()]
     assert cells == [["", "88%", "98%"], ["12%", "", "88%"], ["2%", "12%", ""]]
     expect(matrix.get_by_role("cell", name="98%")).to_have_attribute("style", re.compile(r"rgba\(59, 125, 216"))
-    desk.save("samples")
 
 
 def test_domains_are_a_matrix_of_each_judge(desk: Visit, service: FilledService) -> None:
@@ -272,7 +271,6 @@ def test_a_preference_goes_into_the_running_job(desk: Visit, service: FilledServ
     expect(page.get_by_text("Question 4?")).to_be_visible()
     expect(page.get_by_text("At most 25% of each version")).to_be_visible()
     first = page.locator(".answer .said").first.inner_text()
-    desk.save("preferences")
     page.get_by_role("button", name="The first is better").click()
     expect(page.get_by_role("status")).to_contain_text("Stored: you preferred the answer of fast v0")
     expect(page.get_by_text("Question 5?")).to_be_visible()
