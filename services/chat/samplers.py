@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from learner.errors import InputError
 from learner.records import Prompt
 from services.chat.desk import ChatJob
 from services.chat.errors import ChatUnavailable
+from services.chat.names import UnknownModel
 from services.chat.places import Places, Stay
 from services.jobs.crew import SMALL, engine_config
 from services.jobs.state import JobState
@@ -32,6 +34,7 @@ from workers.sampler.actor import SamplerSetup, SamplerWorker
 from workers.sampler.errors import ChatBusy
 from workers.scorers.actor import ScorerSetup, ScorerWorker
 from workers.versions.actor import CONCURRENCY, VersionsSetup, VersionsWorker
+from workers.versions.integrity import MissingVersionError
 
 Role = Literal["sampler", "scorer"]
 
@@ -42,6 +45,7 @@ LEASE_SECONDS = 60.0
 
 LOOK_SECONDS = 2.0
 STOP_SECONDS = 15.0
+ROOM_SECONDS = 10.0
 
 
 @dataclass
@@ -87,27 +91,27 @@ class RaySamplers:
             InputError: the request itself is at fault.
             WorkerError, CallTimeout: a worker died or was silent.
         """
-        limit = job.spec.resources.sampler.request_timeout_seconds
-        setting = "resources.sampler.request_timeout_seconds"
-        begun = False
+        busy: ChatBusy | None = None
         for link in self._samplers_of(job):
+            begun = False
             try:
-                async with aclosing(link.stream("chat", request, timeout_seconds=limit, setting=setting)) as pieces:
+                async with aclosing(_written(job, link, request)) as pieces:
                     async for piece in pieces:
                         begun = True
                         yield piece
                 return
             except ChatBusy as error:
-                busy: Exception = error
+                busy = error
             except (WorkerDied, WorkerUnavailable):
                 if begun:
                     raise
-                continue
-            raise ChatUnavailable(f"{busy}", retry_seconds=1) from None
+                logger.info("%s has no sampler %s now", job.id, link.name)
+        if busy is not None:
+            raise ChatUnavailable(str(busy), retry_seconds=1)
         async with self._place(job) as team:
             sampler = await self._started(team, "sampler")
             try:
-                async with aclosing(sampler.stream("chat", request, timeout_seconds=limit, setting=setting)) as pieces:
+                async with aclosing(_written(job, sampler, request)) as pieces:
                     async for piece in pieces:
                         yield piece
             except ChatBusy as error:
@@ -157,8 +161,8 @@ class RaySamplers:
     @asynccontextmanager
     async def _place(self, job: ChatJob) -> AsyncIterator[_Team]:
         """The job's place for the length of a use; whoever has to give way has gone when it is there."""
-        if job.id not in self._places:
-            await self._refuse_while_a_job_begins()
+        if await asyncio.to_thread(self._a_job_begins):
+            raise ChatUnavailable("a job is starting and comes first; try again when it runs", retry_seconds=10)
         stay: Stay = self._places.enter(job.id)
         try:
             if stay.gone is not None:
@@ -195,7 +199,7 @@ class RaySamplers:
     async def _bring_up(self, start: _Start) -> Link:
         link = Link(start.name)
         if await asyncio.to_thread(cluster.find, start.name) is None:
-            check_capacity([start.demand], await asyncio.to_thread(cluster.free))
+            await self._room(start.demand)
             await asyncio.to_thread(start.spawn)
         await link.call(
             "start",
@@ -203,6 +207,22 @@ class RaySamplers:
             setting="resources.sampler.start_timeout_seconds",
         )
         return link
+
+    async def _room(self, demand: Demand) -> None:
+        """Wait a little for what is just ending to give its share back.
+
+        Raises:
+            InputError: there is no room.
+        """
+        limit = time.monotonic() + ROOM_SECONDS
+        while True:
+            try:
+                check_capacity([demand], await asyncio.to_thread(cluster.free))
+                return
+            except InputError:
+                if time.monotonic() > limit:
+                    raise
+            await asyncio.sleep(0.5)
 
     def _sampler(self, job: ChatJob) -> _Start:
         spec, paths, resources = job.spec, job.paths, job.spec.resources.sampler
@@ -307,10 +327,6 @@ class RaySamplers:
                     await Link(_name(job_id, role)).call("stop", timeout_seconds=STOP_SECONDS)
                 await asyncio.to_thread(cluster.kill, _name(job_id, role))
 
-    async def _refuse_while_a_job_begins(self) -> None:
-        if await asyncio.to_thread(self._a_job_begins):
-            raise ChatUnavailable("a job is starting and comes first; try again when it runs")
-
     def _a_job_begins(self) -> bool:
         return bool(self._store.list(states=[JobState.VALIDATING], limit=1))
 
@@ -330,6 +346,18 @@ class _Start:
     demand: Demand
     timeout_seconds: float
     spawn: Callable[[], None]
+
+
+async def _written(job: ChatJob, link: Link, request: ChatRequest) -> AsyncGenerator[ChatBegun | ChatPiece]:
+    """What one sampler writes."""
+    limit = job.spec.resources.sampler.request_timeout_seconds
+    pieces = link.stream("chat", request, timeout_seconds=limit, setting="resources.sampler.request_timeout_seconds")
+    try:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield piece
+    except MissingVersionError as error:  # it was there when the request was read
+        raise UnknownModel(f"model: {error}") from None
 
 
 def _name(job_id: str, role: str) -> str:

@@ -211,16 +211,20 @@ class SamplerWorker(LeasedWorker):
         if self.engine.info is None:
             raise ChatBusy(f"{self.setup.name} is starting; try again")
         adapter = None if request.version is None else (request.module, request.version)
-        with self.guests.request(adapter):
-            async with asyncio.timeout(self.setup.request_timeout_seconds):
-                digest = None if adapter is None else await self._guest_digest(adapter)
-                yield ChatBegun(sampler=self.setup.name, adapter_digest=digest)
-                try:
+        limit = self.setup.request_timeout_seconds
+        try:
+            with self.guests.request(adapter):
+                async with asyncio.timeout(limit):
+                    digest = None if adapter is None else await self._guest_digest(adapter)
+                    yield ChatBegun(sampler=self.setup.name, adapter_digest=digest)
                     async with aclosing(self.engine.stream(request)) as pieces:
                         async for piece in pieces:
                             yield piece
-                except EngineDied:
-                    self._die()
+        except EngineDied:
+            self._die()
+        except TimeoutError as error:
+            reason = f"the answer was not complete within {limit:g} s (resources.sampler.request_timeout_seconds)"
+            raise TimeoutError(str(error) or reason) from error
 
     async def status(self) -> SamplerStatus:
         """What is in flight, and what failed since the last call. A failure whose report is lost leaves a group that nobody

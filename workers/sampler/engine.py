@@ -233,7 +233,7 @@ class SamplerEngine:
             async with aclosing(self.backend.outputs(request.id, token_ids, params, lora)) as outputs:
                 async for output in outputs:
                     for completion in output.outputs:
-                        yield chat_piece(completion)
+                        yield chat_piece(completion, request.logprobs)
 
     async def text_logprobs(
         self, texts: Sequence[Sequence[int]], version: int | None, module: Module = "fast"

@@ -9,8 +9,12 @@ from workers.chat import ChatPiece, TokenLogprob
 from workers.sampler.errors import SamplerError
 
 
-def chat_piece(completion: Any) -> ChatPiece:
+def chat_piece(completion: Any, likeliest: int | None) -> ChatPiece:
     """A piece of one answer, of a vLLM ``CompletionOutput`` that holds what is new.
+
+    Args:
+        completion: vLLM's.
+        likeliest: so many of the likeliest tokens are told at each place.
 
     Raises:
         SamplerError: vLLM ended the answer for a reason that there is no word for.
@@ -24,16 +28,17 @@ def chat_piece(completion: Any) -> ChatPiece:
         tokens=len(completion.token_ids),
         finish_reason=None if reason is None else FinishReason(reason),
         logprobs=tuple(
-            _told(place, token) for place, token in zip(completion.logprobs or (), completion.token_ids, strict=False)
+            _told(place, token, likeliest or 0)
+            for place, token in zip(completion.logprobs or (), completion.token_ids, strict=False)
         ),
     )
 
 
-def _told(place: Any, token: int) -> TokenLogprob:
-    """vLLM gives the drawn token first, then the likeliest; the drawn one may be among them."""
+def _told(place: Any, token: int, likeliest: int) -> TokenLogprob:
+    """vLLM gives the drawn token beside the likeliest; it may be among them."""
     ranked = sorted((entry for entry in place.values() if entry.rank is not None), key=lambda entry: entry.rank)
     return TokenLogprob(
         token=place[token].decoded_token or "",
         logprob=float(place[token].logprob),
-        top=tuple((entry.decoded_token or "", float(entry.logprob)) for entry in ranked),
+        top=tuple((entry.decoded_token or "", float(entry.logprob)) for entry in ranked[:likeliest]),
     )

@@ -36,14 +36,14 @@ from services.chat.openai import (
 )
 from services.secrets import mask
 from workers.chat import ChatBegun, ChatPiece
-from workers.errors import CallTimeout, WorkerError
+from workers.errors import WorkerError
 
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 15
 RETRY_SECONDS = 5
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-TROUBLE = (ChatUnavailable, WorkerError, CallTimeout)
+TROUBLE = (ChatUnavailable, WorkerError, TimeoutError)
 """What keeps the service from answering although the request is right."""
 
 EVENT_STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
