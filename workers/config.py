@@ -113,7 +113,10 @@ class SamplerConfig(Config):
     lora_slots: int | None = Field(
         default=None,
         ge=1,
-        description="Adapter versions that may be served at a time (vLLM's max_loras). Default: max_staleness + 2, and chat_slots.",
+        description=(
+            "Adapters that may be served at a time (vLLM's max_loras). Default: of max_staleness + 2 versions, both where adapters.slow is on, "
+            "one more for a fixed opponent, and chat_slots."
+        ),
     )
     cpu_lora_slots: int | None = Field(
         default=None,

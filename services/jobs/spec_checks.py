@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.metadata import entry_points
+from math import ceil
 
 from learner.objectives.parameters import SppoParameters
 from services.jobs.adapter_checks import adapter_problems
@@ -112,6 +113,17 @@ def _without_effect(spec: JobSpec) -> Iterator[str]:
             value = getattr(section, key)
             if getattr(section, switch) != needed and value != type(section).model_fields[key].default:
                 yield f"{name}.{key}: {value} has no effect without {name}.{switch}: {needed}"
+    schedule, interval = spec.schedule, spec.adapters.swap_interval
+    steps = (
+        schedule.training_rounds
+        * schedule.stop_after_epochs
+        * ceil(schedule.prompts_per_round / schedule.prompts_per_step)
+    )
+    if spec.adapters.slow == "chase" and spec.adapters.swap != "never" and interval > steps:
+        yield (
+            f"adapters.swap_interval: {interval} is more than the {steps} optimizer steps of the whole job, so that the two adapters are "
+            "never compared; lower it, or set adapters.swap: never"
+        )
 
 
 def _offline(spec: JobSpec) -> Iterator[str]:

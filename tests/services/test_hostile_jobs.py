@@ -136,3 +136,12 @@ def test_keys_that_nothing_reads_are_warned_of() -> None:
         "adapters.swap: weights has no effect without adapters.slow: chase",
         "schedule.memory_share: 0.5 has no effect without schedule.combine: cofs",
     ]
+
+
+def test_adapters_that_are_never_compared_are_warned_of() -> None:
+    data = job() | {"objective": {"kind": "chase"}, "adapters": {"slow": "chase", "swap_interval": 48}}
+    data["schedule"] = {"rounds": 3, "prompts_per_round": 250, "prompts_per_step": 16}
+    assert not [each for each in warnings(parse_job(data)) if "swap_interval" in each]
+    data["adapters"]["swap_interval"] = 49
+    told = [each for each in warnings(parse_job(data)) if "swap_interval" in each]
+    assert told[0].startswith("adapters.swap_interval: 49 is more than the 48 optimizer steps of the whole job")
