@@ -6,6 +6,7 @@ that is only on the hub the controller renders them, and refuses what does not f
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -115,8 +116,9 @@ def read_preferences(path: Path) -> list[tuple[str, Preference]]:
     Raises:
         InputError: there is no such file, it holds none, or a line holds no preference (the line is named).
     """
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file")
+    if not os.path.isfile(path):  # pathlib's raises where a name is too long
+        what = "is no plain file; name one of JSON Lines" if os.path.exists(path) else "there is no such file"
+        raise InputError(f"{path}: {what}")
     found = [(where, parse_preference(where, row)) for where, row in json_rows(path)]
     if not found:
         raise InputError(f"{path}: holds no preferences; each line must hold one JSON object")

@@ -11,7 +11,7 @@ import yaml
 from small_models import job, write_world
 
 from learner.errors import InputError
-from services.jobs.feedback import parse_preference
+from services.jobs.feedback import parse_preference, read_preferences
 from services.jobs.load import load_job, parse_job
 from services.jobs.problems import shown
 from services.jobs.prompts import read_prompts
@@ -145,3 +145,9 @@ def test_adapters_that_are_never_compared_are_warned_of() -> None:
     data["adapters"]["swap_interval"] = 49
     told = [each for each in warnings(parse_job(data)) if "swap_interval" in each]
     assert told[0].startswith("adapters.swap_interval: 49 is more than the 48 optimizer steps of the whole job")
+
+
+def test_a_file_of_preferences_that_is_none_is_told_apart(tmp_path: Path) -> None:
+    for path, sentence in ((tmp_path, "is no plain file"), (tmp_path / ("x" * 5000), "there is no such file")):
+        with pytest.raises(InputError, match=sentence):
+            read_preferences(path)
