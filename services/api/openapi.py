@@ -67,13 +67,13 @@ def _complete(route: APIRoute, operation: Document) -> None:
     scope = declared_scope(route)
     operation["security"] = [{}, {KEY: []}]
     operation["description"] = f"{operation.get('description', '')}\n\nNeeds the scope `{scope}`.".strip()
-    statuses = [401, 403, 429, 503]
+    statuses = [400, 401, 403, 429, 503]
     if "{" in route.path:
         statuses.append(404)
     if operation.get("parameters") or "requestBody" in operation:
         statuses.append(422)
     if "requestBody" in operation:
-        statuses += [400, 413]
+        statuses.append(413)
     for status, answer in responses(*statuses).items():
         known = operation["responses"].get(str(status), {})
         if "application/problem+json" not in known.get("content", {}):

@@ -86,7 +86,7 @@ def problem(
 
 
 _WHEN: Mapping[int, str] = {
-    400: "The body cannot be read as text.",
+    400: "The address or the body cannot be read as text.",
     401: "A key is asked for, and there is none, or one that is not good (any more).",
     403: "The key's scope is too small, or the request comes from a page or under a name that is not allowed.",
     404: "There is no such thing.",
