@@ -11,6 +11,8 @@ from browser import PHONE, FilledService, Visit, chromium, filled_service, visit
 from dashboard_world import MARKUP
 from playwright.sync_api import Browser, BrowserContext, Locator, expect
 
+from services.access.keys import Scope
+from services.access.store import AccessStore
 from services.jobs.state import JobState
 from services.jobs.store import JobStore
 
@@ -426,6 +428,31 @@ def test_with_keys_a_page_asks_for_one_first_and_its_websocket_does_too(
     address = f"{locked.url}/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
     assert httpx.get(address, headers=handshake).status_code == 403
     assert httpx.get(address.replace("websocket", "polling")).status_code == 401
+
+
+def test_a_key_that_may_only_read_has_no_buttons_and_a_revoked_one_is_asked_for_again(
+    browser: Browser, locked: FilledService
+) -> None:
+    access = AccessStore(f"sqlite:///{locked.home / 'sparring.sqlite'}")
+    record, new = access.create_key("reader", Scope.READ)
+    job = f"/jobs/{locked.ids['live']}"
+    with visit(browser, locked.url) as visitor:
+        page = visitor.page
+        visitor.open("/start")
+        page.get_by_label("API key").fill(new.text)
+        page.keyboard.press("Enter")
+        expect(page.get_by_text("Your key has the scope read; starting a job needs write.")).to_be_visible()
+        visitor.open(f"{job}/preferences")
+        expect(page.get_by_text("Your key has the scope read")).to_be_visible()
+        visitor.open(job)
+        expect(page.get_by_role("figure", name="Loss").locator("svg path").first).to_be_attached()
+        expect(page.get_by_role("link", name="Download the adapter")).to_be_visible()
+        for name in ("Pause", "Resume", "Cancel"):
+            expect(page.get_by_role("button", name=name)).to_have_count(0)
+        access.revoke_key(record.id)
+        page.wait_for_url(re.compile("/login"))
+        page.get_by_label("API key").wait_for()
+    access.close()
 
 
 @pytest.mark.parametrize("headers", [{"Origin": "https://evil.example"}, {"Host": "evil.example"}])

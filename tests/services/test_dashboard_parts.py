@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 from dashboard_world import fill
+from fastapi import Request
 from hypothesis import given
 from hypothesis import strategies as st
 from job_world import running_job
 
 from learner.errors import InputError
 from learner.records import AnswerSource, FinishReason, GroupState, Prompt
+from services.access.keys import Scope
+from services.access.store import AccessStore
+from services.api.app import create_app
 from services.api.models import Sample, SampledAnswer
 from services.dashboard.bottleneck import stage_times
 from services.dashboard.charts import CURVES, DIGITS, curve_options
@@ -24,10 +28,12 @@ from services.dashboard.fleet import FleetView
 from services.dashboard.job_form import EXAMPLES, FIELDS, in_the_text, templates, written
 from services.dashboard.live import POINTS, LiveJob
 from services.dashboard.preferences_page import choice_of
+from services.dashboard.session import Desk, NotAllowed, Session
 from services.jobs.load import parse_job
 from services.jobs.records import JobEvent, MetricPoint
 from services.jobs.state import JobState
 from services.jobs.store import JobStore, UnknownJob
+from services.settings import Settings
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -236,6 +242,56 @@ def test_a_text_that_is_no_job_file_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="the job"):
         written(text, {})
     assert in_the_text(text) == {}
+
+
+# --- what a page may do
+
+
+def session_of(key: str | None, settings: Settings) -> tuple[Session, AccessStore]:
+    """An open page of somebody with a key."""
+    store = JobStore(settings.store_url)
+    app = create_app(settings, store, admit=parse_job)
+    desk = Desk(app, app.state.context)
+    caller = app.state.gate.identify(key, datetime.now(UTC))
+    headers = [(b"cookie", f"sparring_key={key}".encode())] if key else []
+    request = Request({"type": "http", "headers": headers, "client": ("10.0.0.7", 1), "caller": caller})
+    return Session(desk, request), app.state.context.access
+
+
+async def test_an_act_needs_a_key_that_may_write_and_is_still_good(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    keys = AccessStore(settings.store_url)
+    (writer, write_key), (_, read_key) = keys.create_key("anna", Scope.WRITE), keys.create_key("ben", Scope.READ)
+    done: list[str] = []
+    anna, access = session_of(write_key.text, settings)
+    ben, _ = session_of(read_key.text, settings)
+    await anna.write("POST /v1/jobs", "job-1", lambda: done.append("by anna"))
+    with pytest.raises(NotAllowed, match="your key has the scope read; this needs write"):
+        await ben.write("POST /v1/jobs", "job-1", lambda: done.append("by ben"))
+    keys.revoke_key(writer.id)
+    assert not anna.still_good()
+    with pytest.raises(NotAllowed, match="your key is good no more"):
+        await anna.write("POST /v1/jobs", "job-1", lambda: done.append("too late"))
+    assert done == ["by anna"]
+    noted = [(entry.actor, entry.status, entry.job_id, entry.address) for entry in access.audit()]
+    assert noted == [
+        (name, status, "job-1", "10.0.0.7") for name, status in (("anna", 403), ("ben", 403), ("anna", 200))
+    ]
+
+
+async def test_an_act_that_fails_is_noted_too(tmp_path: Path) -> None:
+    session, access = session_of(None, Settings(home=tmp_path))
+
+    def refuse() -> None:
+        raise InputError("no")
+
+    def break_down() -> None:
+        raise RuntimeError("disk full")
+
+    for act, error in ((refuse, InputError), (break_down, RuntimeError)):
+        with pytest.raises(error):
+            await session.write("POST /v1/jobs", None, act)
+    assert [entry.status for entry in access.audit()] == [500, 422]
 
 
 # --- giving preferences

@@ -54,7 +54,9 @@ def test_online_jobs_take_the_behaviour_as_sppos_reference_and_more_slots(world:
     spec = validated(world, schedule={"mode": "online", "max_staleness": 2}).spec
     assert spec.objective.reference == "behaviour"
     sampler = spec.resources.sampler
-    assert (sampler.lora_slots, sampler.cpu_lora_slots, sampler.chat_slots) == (6, 12, 2), "four versions, and two for chat"
+    assert (sampler.lora_slots, sampler.cpu_lora_slots, sampler.chat_slots) == (6, 12, 2), (
+        "four versions, and two for chat"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,206 @@
+"""Chat beside a job on one sampler: which versions are loaded and unloaded for whom. The engine is a stand-in; the worker is real."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from learner.records import FinishReason, Module, SamplingParameters, VersionManifest
+from tests.workers.sampler_world import manifest
+from workers.chat import ChatBegun, ChatPiece, ChatRequest
+from workers.config import SamplingConfig
+from workers.sampler.actor import SamplerSetup, SamplerWorker
+from workers.sampler.engine import EngineConfig
+from workers.sampler.errors import ChatBusy, VersionInUse, VersionNotLoaded
+from workers.versions.integrity import MissingVersionError
+
+VERSIONS = 12
+FILES = {
+    version: {"adapter_config.json": b"{}", "adapter_model.safetensors": bytes([version])}
+    for version in range(VERSIONS)
+}
+
+
+class Engine:
+    """Keeps what is loaded and named, as the real one does; an answer waits for ``go``."""
+
+    def __init__(self) -> None:
+        self.info: object | None = object()
+        self.loaded: dict[tuple[Module, int], str] = {}
+        self.named: Counter[tuple[Module, int]] = Counter()
+        self.go = asyncio.Event()
+        self.most = 0
+
+    async def load_version(self, loading: VersionManifest, files: Mapping[str, bytes], module: Module) -> str:
+        await asyncio.sleep(0)
+        self.loaded[module, loading.version] = loading.digest
+        self.most = max(self.most, len(self.loaded))
+        return loading.digest
+
+    async def unload_version(self, version: int, module: Module = "fast") -> None:
+        if self.named[module, version]:
+            raise VersionInUse(str(version))
+        del self.loaded[module, version]
+        await asyncio.sleep(0)
+
+    def in_flight(self, version: int, module: Module = "fast") -> int:
+        return self.named[module, version]
+
+    async def text_logprobs(self, texts: object, version: int, module: Module) -> list[list[float]]:
+        return []
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatPiece]:
+        key = (request.module, request.version if request.version is not None else -1)
+        if request.version is not None and key not in self.loaded:
+            raise VersionNotLoaded(str(key))
+        self.named[key] += 1
+        try:
+            await self.go.wait()
+            yield ChatPiece(answer=0, text="x", tokens=1, finish_reason=FinishReason.STOP)
+        finally:
+            self.named[key] -= 1
+
+
+class Store:
+    """The version store's actor."""
+
+    async def call(self, method: str, module: Module, version: int, names: object = None) -> Any:
+        await asyncio.sleep(0)
+        if version not in FILES:
+            raise MissingVersionError(f"v{version} is not in the version store")
+        return manifest(version, FILES[version]) if method == "manifest" else FILES[version]
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> SamplerWorker:
+    setup = SamplerSetup(
+        name="sampler",
+        job_id="job",
+        logs=tmp_path / "logs",
+        cache=tmp_path / "cache",
+        engine=EngineConfig(model="none"),
+        sampling=SamplingConfig(),
+        scorers=(),
+        versions="versions",
+        in_order=False,
+        keep_versions=2,
+        start_timeout_seconds=1,
+        request_timeout_seconds=5,
+        chat_slots=2,
+    )
+    made = SamplerWorker(setup, 1000)
+    made.engine, made.store = Engine(), Store()  # type: ignore[assignment]
+    return made
+
+
+def engine_of(worker: SamplerWorker) -> Engine:
+    assert isinstance(worker.engine, Engine)
+    return worker.engine
+
+
+def ask(version: int | None) -> ChatRequest:
+    sampling = SamplingParameters(temperature=1, top_p=1, top_k=0, max_tokens=4)
+    return ChatRequest(id="r", version=version, prompt_token_ids=(1,), sampling=sampling, seed=0)
+
+
+async def begin(worker: SamplerWorker, version: int | None) -> tuple[AsyncGenerator[Any], ChatBegun]:
+    pieces = worker.chat(ask(version))
+    begun = await anext(pieces)
+    assert isinstance(begun, ChatBegun)
+    return pieces, begun
+
+
+async def chat(worker: SamplerWorker, version: int | None) -> None:
+    engine_of(worker).go.set()
+    async with aclosing(worker.chat(ask(version))) as pieces:
+        assert [type(piece) for piece in [piece async for piece in pieces]] == [ChatBegun, ChatPiece]
+
+
+async def test_a_version_is_loaded_for_chat_and_its_digest_is_told(worker: SamplerWorker) -> None:
+    engine = engine_of(worker)
+    _, begun = await begin(worker, 3)
+    assert begun.adapter_digest == manifest(3, FILES[3]).digest and set(engine.loaded) == {("fast", 3)}
+    _, base = await begin(worker, None)
+    assert base.adapter_digest is None
+    with pytest.raises(ChatBusy, match="all 2 places"):
+        await begin(worker, None)
+
+
+async def test_chat_never_unloads_what_the_job_needs_nor_keeps_more_than_its_share(worker: SamplerWorker) -> None:
+    engine = engine_of(worker)
+    for version in (8, 9):
+        await worker.load(version)
+    for version in (0, 1, 2, 9, 3, 8, 4):
+        await chat(worker, version)
+        assert {("fast", 8), ("fast", 9)} <= set(engine.loaded)
+    assert set(engine.loaded) == {("fast", number) for number in (3, 4, 8, 9)} and engine.most == 4
+
+
+async def test_the_job_goes_on_to_new_versions_while_somebody_chats_with_old_ones(worker: SamplerWorker) -> None:
+    engine = engine_of(worker)
+    engine.go.clear()
+    await worker.load(5)
+    held, _ = await begin(worker, 5)
+    guest, _ = await begin(worker, 0)
+    for version in (6, 7, 8):
+        await worker.load(version)
+    assert {("fast", 5), ("fast", 0)} <= set(engine.loaded), "requests name them"
+    engine.go.set()
+    for pieces in (held, guest):
+        assert [piece.text async for piece in pieces] == ["x"]
+    await worker.load(9)
+    assert set(engine.loaded) == {("fast", number) for number in (0, 8, 9)}, "what nobody names any more is gone"
+
+
+async def test_what_was_loaded_for_chat_is_the_jobs_once_it_asks_for_it(worker: SamplerWorker) -> None:
+    engine = engine_of(worker)
+    await chat(worker, 6)
+    await worker.load(6)
+    for version in (0, 1, 2):
+        await chat(worker, version)
+    assert ("fast", 6) in engine.loaded and len(engine.loaded) == 3
+
+
+async def test_requests_for_one_version_at_a_time_load_it_once_and_any_order_of_requests_is_served(
+    worker: SamplerWorker,
+) -> None:
+    engine = engine_of(worker)
+    engine.go.set()
+
+    async def persist(version: int) -> None:
+        while True:
+            try:
+                await chat(worker, version)
+                return
+            except ChatBusy:
+                await asyncio.sleep(0)
+
+    await asyncio.gather(*(persist(number % 7) for number in range(60)), *(worker.load(number) for number in (10, 11)))
+    assert len(worker.guests) <= 2 and worker.guests.running == 0
+    assert set(engine.loaded) == {*worker.digests}
+
+
+async def test_a_sampler_that_has_not_started_is_busy_and_a_version_that_is_not_there_leaves_no_trace(
+    worker: SamplerWorker,
+) -> None:
+    engine = engine_of(worker)
+    with pytest.raises(MissingVersionError):
+        await begin(worker, 99)
+    assert worker.guests.running == 0 and len(worker.guests) == 0
+    engine.info = None
+    with pytest.raises(ChatBusy, match="is starting"):
+        await begin(worker, 0)
+
+
+async def test_an_answer_that_takes_too_long_names_the_setting(worker: SamplerWorker) -> None:
+    object.__setattr__(worker.setup, "request_timeout_seconds", 0.05)
+    pieces, _ = await begin(worker, 0)
+    with pytest.raises(TimeoutError, match=r"resources\.sampler\.request_timeout_seconds"):
+        await anext(pieces)
+    assert worker.guests.running == 0 and engine_of(worker).named[("fast", 0)] == 0
