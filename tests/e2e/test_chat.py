@@ -45,8 +45,8 @@ def test_people_chat_with_a_job_while_it_trains_and_after_it_has_ended(
     try:
         with Client(service.url) as client:
             chat = openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", timeout=300, max_retries=4)
-            online = {"mode": "online", "max_staleness": 1, "rounds": 14}
-            job_id = client.submit(job(world, schedule=online, objective={"reference": "start"})).id
+            online = {"mode": "online", "max_staleness": 1, "rounds": 14, "prompts_per_round": 8}
+            job_id = client.submit(job(world, schedule=online, objective={"kind": "dpo", "reference": "start"})).id
             while_it_trains(client, chat, job_id, service)
             wait_for(lambda: client.get(job_id).state.terminal, "the job's end")
             ended = client.get(job_id)
@@ -178,25 +178,23 @@ def two_versions_are_compared(client: Client, service: Service, job_id: str) -> 
 
 def test_a_deterministic_jobs_samplers_are_left_alone(world: World, tmp_path: Path) -> None:
     """Its versions are the same bytes with somebody chatting beside it as without."""
-    quiet, chatty = [], []
-    for digests, talks in ((quiet, False), (chatty, True)):
-        service = Service(world, tmp_path / f"service-{talks}.log")
-        try:
-            with Client(service.url) as client:
-                job_id = client.submit(job(world, schedule={"rounds": 3})).id
-                if talks:
-                    wait_for(lambda: (client.get(job_id).current_version or -1) >= 0, "version 0")  # noqa: B023
-                    before = samplers(service)
-                    chat = openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", timeout=300, max_retries=4)
-                    answer = chat.chat.completions.create(model=job_id, messages=QUESTION, max_tokens=8)
-                    assert answer.system_fingerprint is not None
-                    assert samplers(service) - before or client.get(job_id).state.terminal, (
-                        "it has a sampler of its own"
-                    )
-                wait_for(lambda: client.get(job_id).state.terminal, "the job's end")  # noqa: B023
-                assert client.get(job_id).state is JobState.SUCCEEDED
-                digests += [version.digest for version in client.versions(job_id)]
-        finally:
-            assert service.stop() == 0
-        assert service.command.leaves_nothing()
-    assert chatty == quiet and len(quiet) == 4
+    service = Service(world, tmp_path / "service.log")
+    try:
+        with Client(service.url) as client:
+            quiet = client.submit(job(world)).id
+            wait_for(lambda: client.get(quiet).state.terminal, "the quiet job's end")
+            wait_for(lambda: not samplers(service), "its samplers to leave", 60)
+            chatty = client.submit(job(world)).id
+            wait_for(lambda: (client.get(chatty).current_version or -1) >= 0, "version 0")
+            its_own = samplers(service)
+            chat = openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", timeout=300, max_retries=4)
+            answer = chat.chat.completions.create(model=chatty, messages=QUESTION, max_tokens=8)
+            assert answer.system_fingerprint is not None
+            assert samplers(service) - its_own, "chat has a sampler of its own"
+            wait_for(lambda: client.get(chatty).state.terminal, "the chatty job's end")
+            assert {client.get(each).state for each in (quiet, chatty)} == {JobState.SUCCEEDED}
+            digests = [[version.digest for version in client.versions(each)] for each in (quiet, chatty)]
+            assert digests[0] == digests[1] and len(digests[0]) == 3
+    finally:
+        code = service.stop()
+    assert code == 0 and service.command.leaves_nothing()
