@@ -9,7 +9,7 @@ import typer
 
 from learner.errors import InputError
 from services.cli.jobs import JobArgument, JsonOption
-from services.cli.source import UrlOption, open_service
+from services.cli.source import ServiceUrlOption, open_service
 from services.settings import Settings
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def chat(
     temperature: TemperatureOption = None,
     max_tokens: TokensOption = None,
     seed: Annotated[int | None, typer.Option(help="Draws the same answer again.", show_default=False)] = None,
-    url: UrlOption = None,
+    url: ServiceUrlOption = None,
 ) -> None:
     """Chat with a job's policy, while it trains or afterwards."""
     from rich.console import Console
@@ -73,7 +73,7 @@ def compare(
     temperature: TemperatureOption = None,
     max_tokens: TokensOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Of both answers.")] = 0,
-    url: UrlOption = None,
+    url: ServiceUrlOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Have two of a job's policies answer one prompt, and its scorer say which answer is better."""

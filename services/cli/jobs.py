@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from learner.errors import InputError
-from services.cli.source import LocalJobs, RemoteJobs, UrlOption, open_jobs, open_service
+from services.cli.source import LocalJobs, RemoteJobs, ServiceUrlOption, UrlOption, open_jobs, open_service
 from services.jobs.records import JobRecord, JobSummary, MetricPoint, VersionRecord
 from services.jobs.state import JobState
 from services.settings import Settings, is_loopback
@@ -37,7 +37,7 @@ _COLOURS = {
 
 def submit(
     file: Annotated[Path, typer.Argument(help="The job, as YAML or JSON.", show_default=False)],
-    url: UrlOption = None,
+    url: ServiceUrlOption = None,
     key: Annotated[
         str | None, typer.Option("--key", help="Idempotency key: the same key again makes no second job.")
     ] = None,

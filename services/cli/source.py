@@ -34,6 +34,15 @@ UrlOption = Annotated[
     ),
 ]
 
+ServiceUrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        help="The service (SPARRING_URL). Default: this machine's, http://127.0.0.1:8700 unless SPARRING_HOST or SPARRING_PORT say otherwise.",
+        show_default=False,
+    ),
+]
+
 
 class Jobs(Protocol):
     """What the commands read of jobs and ask of them, wherever they are."""

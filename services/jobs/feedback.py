@@ -20,7 +20,7 @@ from services.jobs.layout import JobPaths
 from services.jobs.model_files import ModelFiles, read_model
 from services.jobs.pairs import AnswerIds, GivenPair, pair_tokens, render_pairs
 from services.jobs.paths import is_hub_name
-from services.jobs.preferences import check_open
+from services.jobs.preferences import check_domain, check_open
 from services.jobs.prepare import context_tokens
 from services.jobs.problems import odd_values, sentences
 from services.jobs.prompts import chat_turns, json_rows, short
@@ -145,6 +145,7 @@ def take_in(
         where = f"preferences[{place}]"
         try:
             preference = parse_preference(where, each)
+            check_domain(where, preference.domain, spec)
             if renderer is not None:
                 renderer.render(where, preference)
             preferences.append(preference)

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from learner.errors import InputError
-from services.jobs.problems import odd_values, sentences, shown
+from services.jobs.problems import odd_values, sentences, shown, unique_keys
 from services.jobs.spec import JobSpec
 
 
@@ -81,22 +81,14 @@ def _mapping(path: Path, data: Any) -> Mapping[str, Any]:
 
 
 def _json(path: Path, text: str) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in keys:
-                raise InputError(f"{path}: the key `{key}` stands twice in one mapping; keep one")
-            keys[key] = value
-        return keys
-
     if not text.strip():
         return None
     try:
-        return json.loads(text, object_pairs_hook=unique)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from None
-    except InputError:  # a ValueError too
-        raise
+    except InputError as error:  # a ValueError too
+        raise InputError(f"{path}: {error}") from None
     except (RecursionError, ValueError) as error:
         raise InputError(f"{path}: {_unreadable(error)}") from None
 

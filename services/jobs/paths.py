@@ -65,7 +65,7 @@ class _Places:
     def folder(self, key: str, name: str) -> str:
         path = self._confined(key, name)
         if not path.is_dir():
-            raise InputError(f"{key}: there is no folder {path}")
+            raise InputError(f"{key}: there is no folder {path}; name one that is there, or put it there")
         return str(path)
 
     def folder_or_hub(self, key: str, name: str) -> str:
@@ -83,7 +83,7 @@ class _Places:
         if is_prompt_file(name):
             path = self._confined(f"{key}.source", name)
             if not path.is_file():
-                raise InputError(f"{key}.source: there is no file {path}")
+                raise InputError(f"{key}.source: there is no file {path}; name one that is there, or put it there")
             return config.model_copy(update={"source": str(path)})
         if is_hub_name(name) and not os.path.exists(self._base / name):  # pathlib's raises where a name is too long
             return config

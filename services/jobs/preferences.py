@@ -10,8 +10,11 @@ from typing import Any
 from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
+from learner.config import ScheduleConfig
 from learner.errors import InputError
+from services.jobs.domains import DomainPlan
 from services.jobs.history import History
+from services.jobs.prompts import short
 from services.jobs.records import (
     Preference,
     PreferencesReceipt,
@@ -45,6 +48,42 @@ def check_open(job_id: str, state: JobState, spec: JobSpec) -> None:
         raise StateConflict(f"job {job_id} is already {state}, so nobody would learn from preferences any more")
 
 
+def check_domain(where: str, domain: str | None, spec: JobSpec) -> None:
+    """Refuse a preference whose domain's turn never comes. Where a job mixes all prompts, any domain is a remark.
+
+    Raises:
+        InputError: the job learns domains one after another, and this is none of them.
+    """
+    known = spec.schedule.domains
+    if domain is not None and known is not None and domain not in known:
+        raise InputError(
+            f"{where}: domain: {short(domain)} is none of the job's schedule.domains ({', '.join(known)}); name one of these, or "
+            "leave it out"
+        )
+
+
+def check_not_past(where: str, domain: str | None, schedule: ScheduleConfig, version: int | None) -> None:
+    """Refuse a preference whose domain's turn is over: nothing more is trained on its prompts.
+
+    Args:
+        where: the preference's place, for messages.
+        domain: the preference's.
+        schedule: the job's.
+        version: the job's newest; None before version 0.
+
+    Raises:
+        InputError: its last version has been trained.
+    """
+    if domain is None or version is None:
+        return
+    for each in DomainPlan(schedule).domains:
+        if each.name == domain and each.learned <= version:
+            raise InputError(
+                f"{where}: domain: {short(domain)} has been learned, with version {each.learned} as its last; leave domain out to let the "
+                "job learn from this now"
+            )
+
+
 class PreferenceStore(History):
     """Preferences of jobs. Every method is one transaction."""
 
@@ -57,7 +96,7 @@ class PreferenceStore(History):
             UnknownJob: there is none of that id.
             StateConflict: the job takes no preferences, or no more.
             IdempotencyConflict: the key came with another request.
-            InputError: an id came before with another preference.
+            InputError: an id came before with another preference, or a new one's domain has passed.
         """
         digests = [_digest(preference) for preference in preferences]
         ids = [preference.id or digest for preference, digest in zip(preferences, digests, strict=True)]
@@ -67,13 +106,15 @@ class PreferenceStore(History):
             asked = f"send job {job_id} preferences of digest {fingerprint([*ids, *digests])}"
             if not first_time(session, idempotency_key, asked, self._clock()):
                 return PreferencesReceipt(ids=tuple(ids), stored=0, known=len(ids))
-            check_open(job_id, JobState(job.state), JobSpec.model_validate(job.spec))
+            spec = JobSpec.model_validate(job.spec)
+            check_open(job_id, JobState(job.state), spec)
             last = session.scalar(select(func.max(PreferenceRow.number)).where(PreferenceRow.job_id == job_id)) or 0
             known = _digests(session, job_id, ids)
             for place, (preference, identity, digest) in enumerate(zip(preferences, ids, digests, strict=True)):
                 before = known.get(identity)
                 if before is None:
                     known[identity] = digest
+                    check_not_past(f"preferences[{place}]", preference.domain, spec.schedule, job.current_version)
                     row = {"job_id": job_id, "number": last + len(new) + 1, "id": identity, "digest": digest}
                     body = preference.model_copy(update={"id": identity}).model_dump(mode="json")
                     row |= {"state": WAITING, "created_at": self._clock(), "domain": preference.domain}

@@ -17,6 +17,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from learner.errors import InputError
+
 NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 """What JSON can write into a text, and files and databases cannot hold: NUL, and half of a surrogate pair."""
 
@@ -41,6 +43,20 @@ def shown(value: object) -> str:
         text = f"a value of type {type(value).__name__}"
     text = text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
     return text.encode(errors="backslashreplace").decode()
+
+
+def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """What `json` makes an object of, in place of its own rule that the last of two equal keys counts.
+
+    Raises:
+        InputError: a key stands twice.
+    """
+    keys: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in keys:
+            raise InputError(f"the key `{key}` stands twice in one mapping; keep one")
+        keys[key] = value
+    return keys
 
 
 def one_of(options: Sequence[object]) -> str:

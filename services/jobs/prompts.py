@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from learner.errors import InputError
 from learner.records import Message, Prompt, Role, TextPart
 from services.jobs.paths import is_prompt_file
-from services.jobs.problems import NOT_TEXT, shown
+from services.jobs.problems import NOT_TEXT, shown, unique_keys
 from services.jobs.spec import PromptsConfig
 
 ROLES = ("system", "user", "assistant")
@@ -182,16 +182,18 @@ def json_rows(path: Path) -> Iterator[Row]:
     """The objects of a JSON Lines file; empty lines are passed over.
 
     Raises:
-        InputError: a line holds no JSON object.
+        InputError: a line holds no JSON object, or one with a key twice.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             where = f"{path}, line {number}"
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                row = json.loads(text) if text else None
+                row = json.loads(text, object_pairs_hook=unique_keys) if text else None
             except UnicodeDecodeError:
                 raise InputError(f"{where}: not UTF-8 text") from None
+            except InputError as error:  # a ValueError too
+                raise InputError(f"{where}: {error}") from None
             except (ValueError, RecursionError) as error:
                 if isinstance(error, json.JSONDecodeError):
                     reason = f"{error.msg}, column {error.colno}"

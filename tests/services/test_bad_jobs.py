@@ -289,12 +289,18 @@ BAD_COMBINATIONS: list[tuple[dict[str, Any], str]] = [
         {"evaluation": {"prompts": {"source": "prompts.jsonl", "limit": 5}, "count": 5}},
         "evaluation.prompts: 5 of 5 prompts are trained on too, the first is 'p2'; hold them out of `prompts`",
     ),
-    ({"policy": {"model": "./nowhere"}}, "policy.model: there is no folder nowhere"),
+    (
+        {"policy": {"model": "./nowhere"}},
+        "policy.model: there is no folder nowhere; name one that is there, or put it there",
+    ),
     (
         {"policy": {"model": "nowhere"}},
         "policy.model: nowhere is neither a folder beside the job file nor a name on the Hugging Face hub (organisation/name)",
     ),
-    ({"prompts": {"source": "none.jsonl"}}, "prompts.source: there is no file none.jsonl"),
+    (
+        {"prompts": {"source": "none.jsonl"}},
+        "prompts.source: there is no file none.jsonl; name one that is there, or put it there",
+    ),
     (
         {"prompts": {"source": "prompts.txt"}},
         "prompts.source: prompts.txt is neither a .jsonl, .csv or .parquet file nor a dataset on the Hugging Face hub (organisation/name)",

@@ -194,6 +194,55 @@ def test_sppo_in_rounds_is_told_whose_win_probabilities_these_are() -> None:
     assert (spec.feedback_groups, JobSpec.model_validate(SPEC).feedback_groups) == (64, 0)
 
 
+# ---- domains, learned one after another -------------------------------------------------------------------------
+
+
+def learning_domains(store: JobStore, home: Path, *, newest: int | None) -> str:
+    """A job that learns bills in versions 1 and 2, then returns."""
+    job_id = start(store, home, schedule={"rounds": 2, "domains": ["bills", "returns"]})
+    for version in range(-1 if newest is None else newest + 1):
+        store.add_version(job_id, version, digest=f"d{version}", learner_step=version)
+    return job_id
+
+
+def test_a_domain_that_the_job_does_not_learn_is_refused_by_its_name(store: JobStore, tmp_path: Path) -> None:
+    job_id = learning_domains(store, tmp_path, newest=None)
+    clicks = [CLICK | {"id": name, "domain": name} for name in ("bills", "bill", "return")]
+    with pytest.raises(InputError) as caught:
+        take_in(store, job_id, clicks)
+    assert str(caught.value).splitlines() == [
+        f"preferences[{place}]: domain: '{name}' is none of the job's schedule.domains (bills, returns); name one of these, or leave it out"
+        for place, name in ((1, "bill"), (2, "return"))
+    ]
+    assert count_feedback(store, job_id).received == 0
+
+
+def test_where_all_prompts_are_mixed_any_domain_is_a_remark(store: JobStore, job_id: str) -> None:
+    assert take_in(store, job_id, [CLICK | {"domain": "opening hours"}]).stored == 1
+
+
+@pytest.mark.parametrize("newest", [None, 0, 1])
+def test_a_domain_is_open_until_its_last_version_is_there(newest: int | None, store: JobStore, tmp_path: Path) -> None:
+    job_id = learning_domains(store, tmp_path, newest=newest)
+    both = [CLICK | {"id": name, "domain": name} for name in ("bills", "returns")]
+    assert take_in(store, job_id, both).stored == 2
+
+
+def test_a_domain_that_has_passed_is_refused_unless_the_preference_is_known(store: JobStore, tmp_path: Path) -> None:
+    job_id = learning_domains(store, tmp_path, newest=1)
+    early = CLICK | {"id": "early", "domain": "bills"}
+    take_in(store, job_id, [early])
+    store.add_version(job_id, 2, digest="d2", learner_step=2)
+    assert take_in(store, job_id, [early]).known == 1, "sent again, because its answer was lost"
+    later = [CLICK | {"id": "open", "domain": "returns"}, CLICK | {"id": "late", "domain": "bills"}]
+    with pytest.raises(InputError) as caught:
+        take_in(store, job_id, later)
+    assert str(caught.value) == (
+        "preferences[1]: domain: 'bills' has been learned, with version 2 as its last; leave domain out to let the job learn from this now"
+    )
+    assert count_feedback(store, job_id).received == 1
+
+
 # ---- REST -------------------------------------------------------------------------------------------------------
 
 

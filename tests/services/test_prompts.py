@@ -83,6 +83,7 @@ def test_relative_paths_are_taken_from_the_job_files_folder(tmp_path: Path) -> N
 
 BAD_LINES: list[tuple[object, str]] = [
     ("{", "line 2: not JSON (Expecting property name enclosed in double quotes, column 2); each line must hold one JSON object"),
+    ('{"prompt": "a", "prompt": "b"}', "line 2: the key `prompt` stands twice in one mapping; keep one"),
     ([1], "line 2: each line must hold one JSON object, not [1]"),
     ({"text": "x"}, "line 2: there is no field 'prompt'; name the prompt's field with `column` (here: text)"),
     ({"prompt": 3}, "line 2: the prompt must be text or a list of chat messages, not 3"),
