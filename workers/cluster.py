@@ -22,6 +22,7 @@ from ray import exceptions as ray_errors
 
 from learner.errors import InputError
 from learner.records import Record
+from workers.activity import Activity
 from workers.capacity import Demand, Node, check_capacity
 from workers.errors import CallTimeout, WorkerDied, WorkerError, WorkerUnavailable
 
@@ -342,13 +343,18 @@ class LeasedWorker:
         self._born = time.monotonic()
         self._lease_seconds = lease_seconds
         self._lease_ends = self._born + lease_seconds
+        self.activity = Activity()
         threading.Thread(target=self._watch_lease, name="lease", daemon=True).start()
 
     @ray.method(concurrency_group=LEASE_GROUP)
-    def renew_lease(self, seconds: float | None = None) -> None:
-        """Live at least so many seconds from now (default: as many as at the start). Never shortens the lease."""
+    def renew_lease(self, seconds: float | None = None) -> dict[str, float]:
+        """Live at least so many seconds from now (default: as many as at the start). Never shortens the lease.
+
+        Returns how long the worker has been busy and how long it has waited, as metrics.
+        """
         self._lease_seconds = self._lease_seconds if seconds is None else seconds
         self._lease_ends = max(self._lease_ends, time.monotonic() + self._lease_seconds)
+        return self.activity.as_metrics()
 
     @ray.method(concurrency_group=LEASE_GROUP)
     def ping(self) -> WorkerPulse:

@@ -169,6 +169,15 @@ class Fleet:
             "canary_cannot_tell_total": float(self.cannot_tell_total),
         }
 
+    def sampler_metrics(self) -> dict[str, dict[str, float]]:
+        """Each sampler's own numbers by its name. ``sampler_state`` is the place of its state among all of `SamplerState`, from 0."""
+        places = {state: float(place) for place, state in enumerate(SamplerState)}
+        return {
+            sampler.name: {"sampler_state": places[sampler.state]}
+            | ({} if sampler.proven is None else {"sampler_version": float(sampler.proven)})
+            for sampler in self.samplers.values()
+        }
+
 
 @dataclass
 class ProgressWatchdog:

@@ -118,7 +118,8 @@ class LearnerWorker(LeasedWorker):
         """
         if version != self.version:
             raise RuntimeError(f"{self.setup.name} stands at version {self.version}, and cannot go on from {version}")
-        await asyncio.to_thread(self._ready().begin_version, round, version, domain)
+        with self.activity.busy():
+            await asyncio.to_thread(self._ready().begin_version, round, version, domain)
         return self._standing()
 
     async def step(self, count: int, *, minimum: int | None, pass_number: int, round: int | None) -> StepResult | None:
@@ -137,7 +138,8 @@ class LearnerWorker(LeasedWorker):
             return None
         leased = time.monotonic()
         self.learned |= {group.group_id for group in groups}
-        report = await asyncio.to_thread(self._ready().step, groups, self.version)
+        with self.activity.busy():
+            report = await asyncio.to_thread(self._ready().step, groups, self.version)
         return StepResult(
             groups=len(groups),
             learner_step=report.learner_step,
@@ -155,7 +157,8 @@ class LearnerWorker(LeasedWorker):
         """
         if version == self.version:
             return {}
-        metrics = await asyncio.to_thread(self._ready().combine)
+        with self.activity.busy():
+            metrics = await asyncio.to_thread(self._ready().combine)
         await self.publish(version)
         return metrics
 
@@ -165,7 +168,8 @@ class LearnerWorker(LeasedWorker):
             return self.published
         if version != self.version + 1:
             raise RuntimeError(f"{self.setup.name} stands at version {self.version}, and cannot publish {version}")
-        fast = await asyncio.to_thread(self._ready().snapshot, version)
+        with self.activity.busy():
+            fast = await asyncio.to_thread(self._ready().snapshot, version)
         parts: list[tuple[Module, Snapshot]] = [("fast", fast)]
         if fast.slow is not None:
             parts.append(("slow", fast.slow))

@@ -17,6 +17,7 @@ from services.jobs.errors import JobCancelled, JobFailure
 from services.jobs.evaluations import Evaluator
 from services.jobs.intake import Intake
 from services.jobs.journal import Journal
+from services.jobs.observation import job_metrics
 from services.jobs.spec import JobSpec
 from services.jobs.state import JobState, RequestedAction
 from services.jobs.supervisor import Supervisor
@@ -29,6 +30,9 @@ from workers.replay.rows import LedgerCounts
 
 RETRY_SECONDS = 0.5
 """Between two tries to reach workers that are being restarted."""
+
+COUNT_SECONDS = 5.0
+"""Between two times that counters of every worker and stage are written down; Prometheus asks no more often."""
 
 TICK_SECONDS = 0.05
 """Between two looks at whether the next thing can be done."""
@@ -57,6 +61,7 @@ class SelfPlayLoop:
         self.unpaused = asyncio.Event()
         self.unpaused.set()
         self.sampled_tokens = (clock(), 0.0)
+        self.counted_at = clock() - COUNT_SECONDS
         self.round_metrics: dict[str, float] = {}
         self.evaluating: asyncio.Future[None] | None = None
 
@@ -373,6 +378,12 @@ class SelfPlayLoop:
             version=self.version,
         )
         turns = self.unpaused.is_set()  # in the mark, so that the time of a pause does not count
+        if now - self.counted_at >= COUNT_SECONDS:
+            self.counted_at = now
+            observed = job_metrics(
+                self.crew, self.fleet, counts, statuses, self.supervisor.activities, self.supervisor.restarts
+            )
+            self.journal.metrics(observed, version=self.version)
         mark = (self.version, self.learner_step, counts.admitted, counts.granted, counts.ready, tokens, turns)
         stalled = self.watchdog.stalled(mark, now)
         if stalled and turns and standing.granted + standing.ready > 0:

@@ -54,6 +54,7 @@ class Supervisor:
         self.newest: PolicyVersion | None = None
         self.restarts: Counter[str] = Counter()
         self.silent_since: dict[str, float] = {}
+        self.activities: dict[str, dict[str, float]] = {}
         self.up = {member.name: asyncio.Event() for member in crew.members}
         self.starting: set[str] = set()
         self.tasks: set[asyncio.Task[None]] = set()
@@ -123,7 +124,9 @@ class Supervisor:
 
     async def _beat(self, member: Member, lease: float) -> SamplerStatus | None:
         try:
-            await member.link.call("renew_lease", lease, timeout_seconds=PING_TIMEOUT_SECONDS)
+            self.activities[member.name] = await member.link.call(
+                "renew_lease", lease, timeout_seconds=PING_TIMEOUT_SECONDS
+            )
             self.silent_since.pop(member.name, None)
             if member.role == "sampler":
                 status: SamplerStatus = await member.link.call("status", timeout_seconds=PING_TIMEOUT_SECONDS)

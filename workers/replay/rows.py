@@ -9,6 +9,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from learner.records import AnswerSource, GroupState, Record, ResponseGroup, ScoredGroup, SkipReason, Stage, Ticket
+from workers.series import labelled
 
 SCHEMA_VERSION = 3
 
@@ -103,6 +104,18 @@ class LedgerCounts(Record):
         """Rule 3's identity: admitted = consumed + skipped + expired + failed + remaining."""
         gone = self.consumed + sum(self.skipped.values()) + self.expired + sum(self.failed.values())
         return self.admitted == gone + self.remaining
+
+    def as_metrics(self) -> dict[str, float]:
+        """The account as counters; what is skipped by reason, what failed by stage. Every stage and reason is there."""
+        whole = {"admitted": self.admitted, "consumed": self.consumed, "expired": self.expired}
+        return {
+            **{f"groups_{name}_total": float(count) for name, count in whole.items()},
+            **{
+                labelled("groups_skipped_total", reason=reason): float(self.skipped.get(reason, 0))
+                for reason in SkipReason
+            },
+            **{labelled("groups_failed_total", stage=stage): float(self.failed.get(stage, 0)) for stage in Stage},
+        }
 
     def sentence(self) -> str:
         """The identity in words, parts that are 0 left out: `1024 admitted = 1024 consumed`."""

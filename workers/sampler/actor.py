@@ -97,6 +97,7 @@ class SamplerWorker(LeasedWorker):
         self.loading = asyncio.Lock()
         self.guests = Guests(setup.chat_slots)
         self.delivered_total = 0
+        self.synced = dict.fromkeys(("syncs_total", "sync_seconds_total", "sync_bytes_total"), 0.0)
 
     async def start(self) -> float:
         """Bring the engine up, unless it is; a restarted controller finds it running (rule 10). Returns the seconds that it took.
@@ -126,6 +127,8 @@ class SamplerWorker(LeasedWorker):
                 files = await self._adapter_files(manifest)
                 digest = await self._guarded(self.engine.load_version(manifest, files, module))
                 self.digests[module, version] = digest
+                self.synced["syncs_total"] += 1
+                self.synced["sync_seconds_total"] += time.monotonic() - began
             self.guests.remove((module, version))  # the job needs it now, whoever loaded it
         measured = await self._guarded(
             self.engine.text_logprobs([text.token_ids for text in manifest.canary], version, module)
@@ -217,9 +220,10 @@ class SamplerWorker(LeasedWorker):
                 async with asyncio.timeout(limit):
                     digest = None if adapter is None else await self._guest_digest(adapter)
                     yield ChatBegun(sampler=self.setup.name, adapter_digest=digest)
-                    async with aclosing(self.engine.stream(request)) as pieces:
-                        async for piece in pieces:
-                            yield piece
+                    with self.activity.busy():
+                        async with aclosing(self.engine.stream(request)) as pieces:
+                            async for piece in pieces:
+                                yield piece
         except EngineDied:
             self._die()
         except TimeoutError as error:
@@ -234,7 +238,7 @@ class SamplerWorker(LeasedWorker):
             sampler=self.setup.name,
             in_flight=tuple(self.writing),
             failures=tuple(failures),
-            metrics={**self.engine.metrics(), "groups_delivered_total": float(self.delivered_total)},
+            metrics={**self.engine.metrics(), **self.synced, "groups_delivered_total": float(self.delivered_total)},
         )
 
     async def abandon(self) -> None:
@@ -334,7 +338,8 @@ class SamplerWorker(LeasedWorker):
 
     async def _guarded(self, work: Awaitable[T]) -> T:
         try:
-            return await work
+            with self.activity.busy():
+                return await work
         except EngineDied:
             self._die()
 
@@ -379,6 +384,7 @@ class SamplerWorker(LeasedWorker):
         missing, files = self.cache.look(manifest, ADAPTER_FILES)
         if missing:
             fetched = await self.store.call("files", manifest.module, manifest.version, missing)
+            self.synced["sync_bytes_total"] += sum(len(content) for content in fetched.values())
             files |= self.cache.keep(manifest, fetched, missing)
         return files
 

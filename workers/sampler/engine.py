@@ -24,6 +24,7 @@ from workers.sampler.errors import AdapterRejected, DigestMismatch, EngineDied, 
 from workers.sampler.pieces import chat_piece
 from workers.sampler.settings import EngineConfig, EngineInfo, GeneratedAnswer
 from workers.sampler.slots import AdapterSlots
+from workers.sampler.vllm_metrics import vllm_metrics
 
 __all__ = ["EngineConfig", "EngineInfo", "GeneratedAnswer", "SamplerEngine"]
 
@@ -298,8 +299,9 @@ class SamplerEngine:
             await self.backend.alive(self.backend.engine.resume_generation())
 
     def metrics(self) -> dict[str, float]:
-        """Counters since the start, and what runs now."""
-        return {**self._counters, "requests_running": float(self._running), "versions_loaded": float(len(self.slots))}
+        """Counters since the start, what runs now, and vLLM's own metrics under their own names."""
+        ours = {"requests_running": float(self._running), "versions_loaded": float(len(self.slots))}
+        return {**self._counters, **ours, **vllm_metrics()}
 
     # ---- inside -----------------------------------------------------------------------------------------------------------------
 

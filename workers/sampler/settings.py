@@ -118,7 +118,7 @@ def engine_arguments(config: EngineConfig, *, on_cpu: bool) -> dict[str, Any]:
         "seed": config.seed,
         "worker_extension_cls": config.worker_extension,
         "logprobs_mode": "raw_logprobs",
-        "disable_log_stats": True,
+        "disable_log_stats": False,  # counted, and read by vllm_metrics.py; nothing logs them
         "limit_mm_per_prompt": {"image": 0, "video": 0, "audio": 0},
         # whether a prompt's beginning is found in the cache depends on what came before
         "enable_prefix_caching": not config.deterministic,

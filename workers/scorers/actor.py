@@ -138,8 +138,9 @@ class ScorerWorker(LeasedWorker):
             for answer in policy
         ]
         margin, temperature = self.setup.tie_margin, self.setup.scorer.temperature
-        judged = await asyncio.to_thread(judge, self._ready(), comparisons, margin, temperature)
-        gold = None if self.gold is None else await asyncio.to_thread(judge, self.gold, comparisons, margin, 1.0)
+        with self.activity.busy():
+            judged = await asyncio.to_thread(judge, self._ready(), comparisons, margin, temperature)
+            gold = None if self.gold is None else await asyncio.to_thread(judge, self.gold, comparisons, margin, 1.0)
         logprobs = [answer.answer.logprobs or () for answer in policy]
         references = [answer.reference_logprobs for answer in policy]
         return EvaluationResult(
@@ -163,7 +164,8 @@ class ScorerWorker(LeasedWorker):
         """Say which of two answers is better, for a person: one comparison at a time, beside the job's own."""
         async with self.comparing:
             comparison = Comparison(prompt=prompt, answers=answers)
-            (result,) = await asyncio.to_thread(self._ready().score, [comparison])
+            with self.activity.busy():
+                (result,) = await asyncio.to_thread(self._ready().score, [comparison])
         temperature = self.setup.scorer.temperature
         return Verdict(
             scorer=self._ready().identity,
@@ -230,7 +232,8 @@ class ScorerWorker(LeasedWorker):
             ]
             began = time.monotonic()
             try:
-                results = await asyncio.to_thread(self._ready().score, comparisons)
+                with self.activity.busy():
+                    results = await asyncio.to_thread(self._ready().score, comparisons)
             except Exception as error:  # the groups carry the error back to the sampler, which reports them as failed
                 self.log.exception("scoring %d groups failed", len(batch))
                 for item in batch:
