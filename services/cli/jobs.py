@@ -18,6 +18,7 @@ from services.cli.source import LocalJobs, RemoteJobs, ServiceUrlOption, UrlOpti
 from services.jobs.records import JobRecord, JobSummary, MetricPoint, VersionRecord
 from services.jobs.state import JobState
 from services.settings import Settings, is_loopback
+from workers.series import Series
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -252,7 +253,7 @@ def _facts(job: JobRecord, metrics: Mapping[str, MetricPoint]) -> Table:
         ("files", escape(f"{job.home}/jobs/{job.id}")),
     ]
     for name, point in sorted(metrics.items()):
-        if point.value is not None:
+        if point.value is not None and not Series.read(name).labels:  # each worker's own are for Prometheus
             rows.append((name, f"{point.value:.6g}"))
     for name, text in rows:
         if text:

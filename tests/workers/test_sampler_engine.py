@@ -316,6 +316,18 @@ async def test_it_counts_what_it_wrote(engine: SamplerEngine) -> None:
     assert after["requests_running"] == 0
 
 
+async def test_vllms_own_counters_go_on_with_ours(engine: SamplerEngine) -> None:
+    before = engine.metrics()
+    answers = await write(engine, 3)
+    after = engine.metrics()
+    written = after["vllm:generation_tokens_total"] - before["vllm:generation_tokens_total"]
+    assert written == sum(len(answer.token_ids) for answer in answers)
+    assert after["vllm:request_success_total"] - before["vllm:request_success_total"] == 3
+    assert after["vllm:num_requests_running"] == after["vllm:num_requests_waiting"] == 0
+    assert 0 <= after["vllm:kv_cache_usage_perc"] <= 1
+    assert after["vllm:e2e_request_latency_seconds_count"] > 0
+
+
 async def test_an_evicted_adapter_ends_in_an_error_and_not_in_a_read(engine: SamplerEngine) -> None:
     """vLLM drops version 1 behind the engine's back: the next request must fail; and a dead engine is noticed everywhere."""
     lora_id = engine.slots.removable("fast", 1).lora_id
