@@ -121,6 +121,8 @@ def _example(status: int) -> dict[str, Any]:
 
 
 def _code(status: int) -> str:
+    if status == 413:  # Python's phrase for it differs from release to release
+        return "body_too_large"
     return HTTPStatus(status).phrase.lower().replace(" ", "_")
 
 

@@ -119,7 +119,7 @@ async def test_a_large_body_is_refused_whether_it_says_so_or_not(http: httpx.Asy
     headers = {"Content-Type": "application/json"}
     for content in (large, in_pieces()):
         answer = await http.post("/v1/jobs", content=content, headers=headers)
-        assert answer.status_code == 413
+        assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
         assert "SPARRING_MAX_BODY_BYTES" in answer.json()["detail"]
 
 
