@@ -30,10 +30,16 @@ def test_tampered_bytes_are_not_served_and_a_sampler_that_serves_the_version_bef
         path = Outcome().paths.versions / "fast" / "v0" / "adapter_model.safetensors"
         return path if path.exists() else None
 
+    samplers = wait_for(
+        lambda: [process for process in command.processes() if process.name().startswith("ray::SamplerWor")],
+        "the sampler",
+    )
+    samplers[0].suspend()  # until the wrong bytes are there: it starts beside the learner, which publishes version 0
     path = wait_for(published, "version 0")
     content = path.read_bytes()
     path.chmod(0o644)
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    samplers[0].resume()
     wait_for(lambda: Outcome().events("proof_failed"), "the tampering to be noticed")
     assert Outcome().counts.admitted == 0, "nothing is asked of a sampler that has proved nothing"
     path.write_bytes(content)
