@@ -10,6 +10,7 @@ import httpx
 from pydantic import BaseModel
 
 from services.api.models import AuditPage, DomainList, EventPage, JobPage, MetricSeries, SamplePage, VersionList
+from services.jobs.logfiles import Level, LogPage
 from services.jobs.records import (
     FeedbackCounts,
     JobRecord,
@@ -151,7 +152,14 @@ def audit(
 
 def logs(job_id: str, *, lines: int = 100, file: str | None = None) -> Call[str]:
     """The ends of the workers' log files."""
-    return Call("GET", f"/v1/jobs/{job_id}/logs", _text, params=_given({"lines": lines, "file": file}))
+    params = _given({"lines": lines, "file": file})
+    return Call("GET", f"/v1/jobs/{job_id}/logs", _text, params=params, headers={"Accept": "text/plain"})
+
+
+def log_records(job_id: str, *, after: str | None = None, limit: int = 500, level: Level = "debug") -> Call[LogPage]:
+    """A page of the records that the workers logged, oldest first."""
+    params = _given({"after": after, "limit": limit, "level": level})
+    return Call("GET", f"/v1/jobs/{job_id}/logs", _as(LogPage), params=params)
 
 
 def _as(model: type[Parsed]) -> Callable[[httpx.Response], Parsed]:

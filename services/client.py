@@ -209,6 +209,7 @@ class Client(_Service):
     domains = _now(calls.domains)
     audit = _now(calls.audit)
     logs = _now(calls.logs)
+    log_records = _now(calls.log_records)
 
     def events(self, job_id: str, *, after: int = 0) -> Iterator[JobEvent]:
         """The job's events as they happen, until it has ended. A broken stream is taken up where it broke.
@@ -309,6 +310,7 @@ class AsyncClient(_Service):
     domains = _later(calls.domains)
     audit = _later(calls.audit)
     logs = _later(calls.logs)
+    log_records = _later(calls.log_records)
 
     async def events(self, job_id: str, *, after: int = 0) -> AsyncIterator[JobEvent]:
         """The job's events as they happen, until it has ended. A broken stream is taken up where it broke.

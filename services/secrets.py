@@ -12,9 +12,10 @@ import re
 import traceback
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from services.access.keys import KEY_PATTERN
+from workers.logs import JsonLines
 
 MASK = "***"
 
@@ -65,6 +66,8 @@ class MaskSecrets(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Let the masked record pass."""
         record.request = request_id.get() or "-"
+        if request_id.get() is not None:
+            record.request_id = request_id.get()
         record.msg, record.args = mask(record.getMessage()), None
         if record.exc_info and record.exc_info[1] is not None:
             record.exc_text = mask("".join(traceback.format_exception(*record.exc_info)).rstrip())
@@ -75,10 +78,11 @@ class MaskSecrets(logging.Filter):
         return True
 
 
-def log_safely(level: int = logging.INFO) -> None:
-    """Set up this process's log: on stderr, a line per record with the request's id, secrets masked."""
+def log_safely(level: int = logging.INFO, form: Literal["text", "json"] = "text") -> None:
+    """Set up this process's log: on stderr, a line per record with the request's id, as text or JSON, secrets masked."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(request)s] %(message)s"))
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(request)s] %(message)s")
+    handler.setFormatter(text if form == "text" else JsonLines(worker="service"))
     handler.addFilter(MaskSecrets())
     logging.basicConfig(level=level, handlers=[handler], force=True)
 

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     max_streams: int = Field(default=500, ge=1, description="Event streams and open dashboard pages at the same time.")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Origins whose pages may use the REST API, separated by commas. Default: none."
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="The service's own log on stderr: lines for people, or JSON with the request's id."
     )
     start_timeout_seconds: float = Field(default=300, gt=0, description="Longest wait for a job's controller to start.")
 

@@ -15,6 +15,7 @@ class ChatRequest(Record):
 
     ``version`` None asks the bare base. ``stop`` are strings that end an answer and are left out of it. ``logprobs``: so many of the
     likeliest tokens are told at each place beside the one that was drawn; None tells none. Answer k is drawn with seed ``seed + k``.
+    ``request_id`` is of the REST request, for the log.
     """
 
     id: str
@@ -26,6 +27,7 @@ class ChatRequest(Record):
     seed: int = Field(ge=0)
     stop: tuple[str, ...] = ()
     logprobs: int | None = Field(default=None, ge=0)
+    request_id: str | None = None
 
 
 class ChatBegun(Record):

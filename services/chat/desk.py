@@ -24,6 +24,7 @@ from services.jobs.records import JobRecord
 from services.jobs.rendering import PromptRenderer
 from services.jobs.spec import JobSpec
 from services.jobs.store import JobStore, UnknownJob
+from services.secrets import request_id
 from workers.chat import ChatBegun, ChatPiece, ChatRequest, Verdict
 from workers.versions.store import VersionStore
 
@@ -199,6 +200,7 @@ class ChatDesk:
             seed=seed,
             stop=wish.stop,
             logprobs=wish.logprobs,
+            request_id=request_id.get(),
         )
         return Order(job, name, request)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from learner.errors import InputError
 from services.cli.source import LocalJobs, RemoteJobs, ServiceUrlOption, UrlOption, open_jobs, open_service
+from services.jobs.logfiles import Level, LogRecord
 from services.jobs.records import JobRecord, JobSummary, MetricPoint, VersionRecord
 from services.jobs.state import JobState
 from services.settings import Settings, is_loopback
@@ -154,9 +156,20 @@ def logs(
     file: Annotated[str | None, typer.Option("--file", help="Only this log file.")] = None,
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, max=10_000, help="Last lines of each file.")] = 40,
     events: Annotated[bool, typer.Option("--events", help="The job's event log instead of the workers' logs.")] = False,
+    level: Annotated[
+        Level | None,
+        typer.Option(
+            "--level", help="Records of all workers by time instead, of this level and above.", show_default=False
+        ),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Records, and go on until the job ends.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Records, as JSON lines.")] = False,
 ) -> None:
-    """Print the ends of the workers' logs, or the job's events."""
+    """Print the ends of the workers' logs, their records in the order of time, or the job's events."""
     jobs = open_jobs(url, Settings.load())
+    if not events and (level is not None or follow or json_):
+        _print_records(jobs, job_id, level or "debug", lines, follow=follow, as_json=json_)
+        return
     if not events:
         text = jobs.logs(job_id, lines, file)
         typer.echo(text if text else f"{job_id} has no logs yet; --events shows its events.", nl=not text)
@@ -166,6 +179,34 @@ def logs(
         for event in page:
             typer.echo(f"{event.time.astimezone():%Y-%m-%d %H:%M:%S}  {event.kind:<18} {event.message}")
         seq = page[-1].seq
+
+
+def _print_records(
+    jobs: LocalJobs | RemoteJobs, job_id: str, level: Level, count: int, *, follow: bool, as_json: bool
+) -> None:
+    """The last ``count`` records, and those that follow."""
+    after: str | None = None
+    last: deque[LogRecord] | None = deque(maxlen=count)  # None: they are printed as they come
+    while True:
+        ended = jobs.get(job_id).state.terminal  # first: what is logged before its end is then never missed
+        page = jobs.log_records(job_id, after, level)
+        after = page.next
+        if last is not None:
+            last.extend(page.records)
+        if last is None or not page.more:
+            for record in page.records if last is None else last:
+                typer.echo(record.model_dump_json(exclude_none=True) if as_json else _line(record))
+            last = None
+        if not page.more:
+            if ended or not follow:
+                return
+            time.sleep(WATCH_SECONDS)
+
+
+def _line(record: LogRecord) -> str:
+    request = f" [{record.request_id}]" if record.request_id else ""
+    trace = f"\n{record.exception}" if record.exception else ""
+    return f"{record.time.astimezone():%Y-%m-%d %H:%M:%S} {record.level.upper():<8} {record.worker}{request}: {record.message}{trace}"
 
 
 def _label(text: str) -> tuple[str, str]:

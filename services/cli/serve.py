@@ -58,7 +58,7 @@ def _serve(settings: Settings, listening: socket.socket) -> None:
     from services.secrets import log_safely
     from workers import cluster, process_tree
 
-    log_safely(logging.WARNING)
+    log_safely(logging.WARNING, settings.log_format)
     local = settings.ray_address is None
     if local:  # whatever ends this process, SIGKILL included, its Ray ends with it
         process_tree.guard()

@@ -9,7 +9,7 @@ from typing import Annotated, Protocol
 import typer
 
 from services.jobs.layout import JobPaths
-from services.jobs.logfiles import tails
+from services.jobs.logfiles import Level, LogPage, records, tails
 from services.jobs.records import (
     FeedbackCounts,
     JobEvent,
@@ -80,6 +80,9 @@ class Jobs(Protocol):
     def logs(self, job_id: str, lines: int, file: str | None) -> str:
         """The ends of the workers' logs."""
 
+    def log_records(self, job_id: str, after: str | None, level: Level) -> LogPage:
+        """A page of the records that the workers logged, oldest first."""
+
 
 class LocalJobs:
     """The store on this machine, which also has the jobs of ``sparring run``."""
@@ -145,6 +148,10 @@ class LocalJobs:
         """The ends of the workers' logs."""
         return tails(JobPaths(Path(self.get(job_id).home), job_id).logs, lines, file)
 
+    def log_records(self, job_id: str, after: str | None, level: Level) -> LogPage:
+        """A page of the records that the workers logged, oldest first."""
+        return records(JobPaths(Path(self.get(job_id).home), job_id).logs, after=after, level=level)
+
 
 class RemoteJobs:
     """A service, through the client."""
@@ -205,6 +212,10 @@ class RemoteJobs:
     def logs(self, job_id: str, lines: int, file: str | None) -> str:
         """The ends of the workers' logs."""
         return self.client.logs(job_id, lines=lines, file=file)
+
+    def log_records(self, job_id: str, after: str | None, level: Level) -> LogPage:
+        """A page of the records that the workers logged, oldest first."""
+        return self.client.log_records(job_id, after=after, level=level)
 
 
 def open_jobs(url: str | None, settings: Settings) -> LocalJobs | RemoteJobs:

@@ -21,7 +21,7 @@ class Journal:
 
     def event(self, kind: str, message: str, /, **data: Any) -> None:
         """Something happened that people want to know."""
-        self.log.info("%s: %s", kind, message)
+        self.log.info("%s: %s", kind, message, extra={"group_id": data.get("group_id")})
         self.store.append_event(self.job_id, kind, message, data)
 
     def metrics(

@@ -213,6 +213,7 @@ async def test_metrics_by_domain_have_their_domain_in_rest_and_prometheus(
 
 async def test_logs_are_the_ends_of_the_files(http: httpx.AsyncClient, store: JobStore, tmp_path: Path) -> None:
     job_id = running_job(store, tmp_path)
+    http.headers["Accept"] = "text/plain"
     assert (await http.get(f"/v1/jobs/{job_id}/logs")).text == ""
     folder = JobPaths(tmp_path, job_id).logs
     folder.mkdir(parents=True)

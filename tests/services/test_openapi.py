@@ -14,7 +14,9 @@ import pytest
 from job_world import SPEC, fill_ledger, job_with_domains, publish, running_job, service
 from test_chat_api import Scribe
 
+from services.api.routes.files import LOG_EXAMPLE
 from services.jobs.layout import JobPaths
+from services.jobs.logfiles import LogPage, LogRecord
 from services.jobs.records import JobError, Preference
 from services.jobs.spec import JobSpec
 from services.jobs.state import JobState
@@ -47,6 +49,9 @@ def jobs(home: Path) -> Iterator[tuple[JobStore, list[str]]]:
     paths = JobPaths(home, learning)
     paths.logs.mkdir(parents=True)
     (paths.logs / "learner-1.log").write_text("a line\n")
+    (paths.logs / "learner-1.jsonl").write_text(
+        LogRecord.model_validate(LOG_EXAMPLE["records"][0]).model_dump_json() + "\n"
+    )
     paths.report.parent.mkdir(parents=True, exist_ok=True)
     paths.report.write_text("<p>curves</p>")
     failed = running_job(store, home)
@@ -115,6 +120,8 @@ def test_jobs_preferences_and_problems_have_examples_that_hold(document: dict[st
     (preferences,) = bodies["/v1/jobs/{job_id}/preferences"]["schema"]["examples"]
     for preference in preferences:
         Preference.model_validate(preference)
+    logs = document["paths"]["/v1/jobs/{job_id}/logs"]["get"]["responses"]["200"]["content"]
+    LogPage.model_validate(logs["application/json"]["example"])
     problem = document["paths"]["/v1/jobs"]["post"]["responses"]["422"]["content"]["application/problem+json"]
     assert problem["example"]["errors"] == [
         {"param": "schedule.rounds", "detail": "0 is too small, it must be at least 1"}

@@ -29,6 +29,7 @@ from services.jobs.state import JobState
 from services.jobs.store import JobStore
 from services.secrets import MASK, MaskSecrets, mask, mask_json
 from services.settings import Settings
+from workers.logs import JsonLines
 
 VARIABLES = {
     "HF_TOKEN": "marker-of-the-hub-token",
@@ -96,6 +97,21 @@ def test_the_log_masks_messages_arguments_and_tracebacks_and_names_the_request(m
     assert not [value for value in marked.values() if value in said]
 
 
+def test_the_services_log_can_be_json_with_the_requests_id(
+    marked: Mapping[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = logging.getLogger().handlers[:]
+    token = secrets.request_id.set("r-2")
+    try:
+        secrets.log_safely(logging.INFO, "json")
+        logging.getLogger("a.child").warning("sent %s", marked["HF_TOKEN"])
+    finally:
+        secrets.request_id.reset(token)
+        logging.basicConfig(handlers=before, force=True)
+    said = json.loads(capsys.readouterr().err)
+    assert (said["request_id"], said["message"], said["level"]) == ("r-2", f"sent {MASK}", "warning")
+
+
 async def test_a_service_tells_no_secret_in_answers_logs_or_its_store(
     marked: Mapping[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -119,6 +135,8 @@ async def test_a_service_tells_no_secret_in_answers_logs_or_its_store(
     logs = JobPaths(tmp_path, job_id).logs
     logs.mkdir(parents=True)
     (logs / "sampler-1.log").write_text(f"GET https://hub with {everything}\n")
+    record = logging.LogRecord("hub", logging.ERROR, "hub.py", 1, f"asked the hub with {everything}", None, None)
+    (logs / "sampler-1.jsonl").write_text(JsonLines(job_id=job_id, worker="sampler").format(record) + "\n")
     caplog.handler.addFilter(MaskSecrets())
     told: list[str] = []
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -135,6 +153,9 @@ async def test_a_service_tells_no_secret_in_answers_logs_or_its_store(
                 "/readyz",
             ]:
                 told.append(repr(await said(http.get(address, headers=headers))))
+            told.append(
+                repr(await said(http.get(f"/v1/jobs/{job_id}/logs", headers={**headers, "Accept": "text/plain"})))
+            )
     store.close()
     app.state.context.access.close()
     places = {
@@ -144,6 +165,7 @@ async def test_a_service_tells_no_secret_in_answers_logs_or_its_store(
     }
     assert "401 for ***" in places["answers"] and "the hub said no to ***" in places["answers"]
     assert "GET https://hub with ***" in places["answers"] and "RuntimeError" in places["log"]
+    assert "asked the hub with ***" in places["answers"]
     for place, text in places.items():
         found = [value for value in (*marked.values(), made.text) if value in text]
         assert not found, f"{place} tells {found}"

@@ -76,7 +76,12 @@ class ReplayWorker(LeasedWorker):
         """Give a granted group up."""
         failed = await self.queue.fail(group_id, stage, reason)
         self.log.warning(
-            "group %s failed (%s): %s%s", group_id, stage, reason, "" if failed else "; but it had arrived"
+            "group %s failed (%s): %s%s",
+            group_id,
+            stage,
+            reason,
+            "" if failed else "; but it had arrived",
+            extra={"group_id": group_id},
         )
         return failed
 

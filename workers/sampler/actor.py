@@ -219,6 +219,7 @@ class SamplerWorker(LeasedWorker):
             with self.guests.request(adapter):
                 async with asyncio.timeout(limit):
                     digest = None if adapter is None else await self._guest_digest(adapter)
+                    self.log.info("%s: chat begins", request.id, extra={"request_id": request.request_id})
                     yield ChatBegun(sampler=self.setup.name, adapter_digest=digest)
                     with self.activity.busy():
                         async with aclosing(self.engine.stream(request)) as pieces:
@@ -277,7 +278,7 @@ class SamplerWorker(LeasedWorker):
             )
             self._fail(ticket, stage, reason)
         except Exception as error:  # whatever it was, it is reported with the group, and the controller decides
-            self.log.exception("group %s failed", ticket.group_id)
+            self.log.exception("group %s failed", ticket.group_id, extra={"group_id": ticket.group_id})
             self._fail(ticket, stage, f"{type(error).__name__}: {error}")
 
     def _written(self, task: asyncio.Task[None]) -> None:
