@@ -25,6 +25,7 @@ from learner.records import Record
 from workers.activity import Activity
 from workers.capacity import Demand, Node, check_capacity
 from workers.errors import CallTimeout, WorkerDied, WorkerError, WorkerUnavailable
+from workers.roles import SHARE, Role, carried, offered, resource
 
 __all__ = [
     "CallTimeout",
@@ -50,9 +51,6 @@ __all__ = [
 ]
 
 NAMESPACE = "sparring"
-
-DATA_RESOURCE = "sparring_data"
-"""The node with this resource carries the queue, the version store and the jobs' data (rule 13)."""
 
 CALL_TIMEOUT_VARIABLE = "SPARRING_CALL_TIMEOUT_SECONDS"
 DEFAULT_CALL_TIMEOUT_SECONDS = 300.0
@@ -119,7 +117,7 @@ def connect(
     ray.init(
         address="local",
         num_cpus=cpus,
-        resources={DATA_RESOURCE: 1},
+        resources=offered(),
         include_dashboard=False,
         # each of our actors has an environment of its own, and so a fresh process: idle ones would be started for nothing
         _system_config={"prestart_worker_first_driver": False},
@@ -137,21 +135,18 @@ def disconnect() -> None:
 
 def nodes() -> list[Node]:
     """What the cluster's living machines have in all, in use or not."""
-    return [
-        Node(cpus=node["Resources"].get("CPU", 0.0), gpus=node["Resources"].get("GPU", 0.0))
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
+    return [_node(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
 def free() -> list[Node]:
     """What the cluster's living machines have left now."""
     from ray._private import state
 
-    return [
-        Node(cpus=left.get("CPU", 0.0), gpus=left.get("GPU", 0.0))
-        for left in state.available_resources_per_node().values()
-    ]
+    return [_node(left) for left in state.available_resources_per_node().values()]
+
+
+def _node(resources: Mapping[str, float]) -> Node:
+    return Node(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), roles=carried(resources))
 
 
 def spawn(
@@ -165,7 +160,7 @@ def spawn(
     kwargs: Mapping[str, Any] | None = None,
     max_concurrency: int | None = None,
     env: Mapping[str, str] | None = None,
-    with_data: bool = False,
+    role: Role | None = None,
 ) -> Any:
     """Start a named, detached actor, or return the one that runs under this name already. Does not wait for it to start.
 
@@ -179,7 +174,7 @@ def spawn(
         kwargs: of the constructor.
         max_concurrency: calls that run at a time. Ray's default: 1, or 1000 for a class with async methods.
         env: more environment variables.
-        with_data: place it on the node that carries the data.
+        role: place it on a machine that carries this role. Default: on any.
     """
     variables = dict.fromkeys(THREAD_VARIABLES, str(threads)) | QUIET_THREADS | dict(env or {})
     options: dict[str, Any] = {
@@ -196,8 +191,8 @@ def spawn(
     }
     if max_concurrency is not None:
         options["max_concurrency"] = max_concurrency
-    if with_data:
-        options["resources"] = {DATA_RESOURCE: 0.001}
+    if role is not None:
+        options["resources"] = {resource(role): SHARE}
     remote_class = ray.remote(concurrency_groups={LEASE_GROUP: 1})(actor_class)
     return remote_class.options(**options).remote(*args, **dict(kwargs or {}))
 

@@ -20,6 +20,7 @@ from learner.records import FileEntry, Module, PolicyVersion, Record, ScoredGrou
 from learner.rendered import RenderedPrompt, refuse_difference_from_transformers
 from workers import logs, process_tree
 from workers.cluster import LeasedWorker, Link
+from workers.models import require_folder, require_policy
 
 if TYPE_CHECKING:
     from learner.trainer import Snapshot, Trainer
@@ -191,6 +192,9 @@ class LearnerWorker(LeasedWorker):
         from learner.trainer import Trainer
 
         policy = self.setup.trainer.policy
+        require_policy(policy.model, revision=policy.revision)
+        if policy.adapter is not None:
+            require_folder("policy.adapter", policy.adapter)
         if self.setup.rendered:
             refuse_difference_from_transformers(policy.model, self.setup.rendered, revision=policy.revision)
         return Trainer(self.setup.trainer, self._fetch_adapter)

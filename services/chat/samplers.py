@@ -260,7 +260,7 @@ class RaySamplers:
                 cpus=SMALL,
                 args=(stored, LEASE_SECONDS),
                 max_concurrency=CONCURRENCY,
-                with_data=True,
+                role="data",
             )
             cluster.spawn(
                 SamplerWorker,
@@ -269,9 +269,10 @@ class RaySamplers:
                 gpus=resources.gpus,
                 threads=resources.threads,
                 args=(setup, LEASE_SECONDS),
+                role="sampler",
             )
 
-        demand = Demand("resources.sampler", resources.cpus + SMALL, resources.gpus)
+        demand = Demand("resources.sampler", resources.cpus + SMALL, resources.gpus, role="sampler")
         return _Start(name, demand, resources.start_timeout_seconds, spawn)
 
     def _scorer(self, job: ChatJob) -> _Start:
@@ -298,9 +299,10 @@ class RaySamplers:
                 gpus=resources.gpus,
                 threads=resources.threads,
                 args=(setup, LEASE_SECONDS),
+                role="scorer",
             )
 
-        demand = Demand("resources.scorer", resources.cpus, resources.gpus)
+        demand = Demand("resources.scorer", resources.cpus, resources.gpus, role="scorer")
         return _Start(name, demand, spec.resources.sampler.start_timeout_seconds, spawn)
 
     async def _look(self) -> None:

@@ -156,11 +156,17 @@ class JobController:
 
     def _check_capacity(self, spec: JobSpec) -> None:
         resources = spec.resources
-        demands = [Demand("resources.learner", resources.learner.cpus, resources.learner.gpus)]
+        demands = [Demand("resources.learner", resources.learner.cpus, resources.learner.gpus, role="learner")]
         if spec.samples:
             demands += [
-                Demand("resources.sampler", resources.sampler.cpus, resources.sampler.gpus, resources.sampler.count),
-                Demand("resources.scorer", resources.scorer.cpus, resources.scorer.gpus),
+                Demand(
+                    "resources.sampler",
+                    resources.sampler.cpus,
+                    resources.sampler.gpus,
+                    resources.sampler.count,
+                    role="sampler",
+                ),
+                Demand("resources.scorer", resources.scorer.cpus, resources.scorer.gpus, role="scorer"),
             ]
         check_capacity(demands, cluster.nodes())
 

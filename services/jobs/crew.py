@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from learner.config import TrainerConfig
 from learner.rendered import RenderedPrompt
@@ -17,6 +17,7 @@ from workers.chat import MAX_ANSWERS
 from workers.cluster import Link
 from workers.learner import LearnerSetup, LearnerWorker, prompts_for_canary
 from workers.replay.actor import ReplaySetup, ReplayWorker
+from workers.roles import Role
 from workers.sampler.actor import SamplerSetup, SamplerWorker
 from workers.sampler.engine import EngineConfig
 from workers.scorers.actor import ScorerSetup, ScorerWorker
@@ -31,7 +32,7 @@ class Member:
     """One worker: its actor class, its arguments and its resources."""
 
     name: str
-    role: str
+    role: Literal["queue", "versions", "scorer", "learner", "sampler"]
     actor: type
     arguments: tuple[Any, ...]
     cpus: float
@@ -39,6 +40,11 @@ class Member:
     threads: int = 1
     start_timeout_seconds: float = 300.0
     max_concurrency: int | None = None
+
+    @property
+    def place(self) -> Role:
+        """What a machine must carry to have it."""
+        return self.role if self.role in ("sampler", "scorer", "learner") else "data"
 
     @cached_property
     def link(self) -> Link:
@@ -95,7 +101,7 @@ class Crew:
             threads=member.threads,
             args=member.arguments,
             max_concurrency=member.max_concurrency,
-            with_data=member in (self.queue, self.versions),
+            role=member.place,
         )
 
     def dismiss_one(self, member: Member) -> None:

@@ -38,6 +38,7 @@ class Launcher:
             cpus=CONTROLLER_CPUS,
             threads=1,
             args=(job_id, settings.store_url, settings.home, settings.worker_extension),
+            role="data",
         )
         Link(controller_name(job_id)).begin("run")
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from learner.errors import InputError
-from workers import cluster, process_tree
+from workers import cluster, process_tree, roles
 from workers.capacity import Demand, Node, check_capacity
 from workers.cluster import CallTimeout, LeasedWorker, Link, WorkerDied, WorkerUnavailable
 
@@ -215,7 +215,7 @@ def test_errors_come_back_as_what_they_were(ray_cluster: None) -> None:
 @pytest.mark.slow
 def test_the_cluster_says_what_it_has(ray_cluster: None) -> None:
     assert cluster.nodes() == [Node(cpus=2.0, gpus=0.0)]
-    data = start("data", with_data=True)
+    data = start("data", role="data")
     answer(data.ping.remote())
     cluster.kill("data")
 
@@ -290,6 +290,21 @@ def test_demands_that_fit_are_accepted() -> None:
     check_capacity(demands, [Node(2.0)])
 
 
+def test_each_worker_goes_to_a_machine_of_its_role() -> None:
+    demands = [
+        Demand("resources.learner", 1.0, role="learner"),
+        Demand("resources.sampler", 1.0, count=2, role="sampler"),
+        Demand("resources.scorer", 1.0),
+    ]
+    check_capacity(demands, [Node(2.0, roles=frozenset({"sampler"})), Node(2.0, roles=frozenset({"learner", "data"}))])
+
+
+def test_a_machine_carries_what_its_resources_say() -> None:
+    assert roles.carried({"CPU": 2.0, "sparring_data": 0.98, "sparring_scorer": 1.0}) == {"data", "scorer"}
+    assert roles.carried({"CPU": 2.0}) == set()
+    assert roles.carried(roles.offered()) == set(roles.ROLES)
+
+
 @pytest.mark.parametrize(
     ("demands", "cluster_nodes", "words"),
     [
@@ -297,6 +312,12 @@ def test_demands_that_fit_are_accepted() -> None:
         ([Demand("resources.learner", 1.0, gpus=1.0)], [Node(8.0)], "1 gpus.*has 0: resources.learner.gpus 1"),
         ([Demand("resources.sampler", 3.0)], [Node(2.0), Node(2.0)], "resources.sampler: one worker asks for 3 cpus"),
         ([Demand("resources.sampler", 1.0)], [], "no machines"),
+        ([Demand("resources.sampler", 1.0, role="sampler")], [Node(2.0, roles=frozenset({"data", "learner"}))], r"no machine of the cluster carries the role sampler; start one with .*'\{\"sparring_sampler\": 1\}'"),
+        (
+            [Demand("resources.sampler", 1.5, role="sampler"), Demand("resources.learner", 2.0, role="learner")],
+            [Node(1.0, roles=frozenset({"sampler"})), Node(4.0, roles=frozenset({"data", "learner"}))],
+            r"resources.sampler: one worker asks for 1.5 cpus.*no machine with the role sampler has that.*the largest has 1 and 0",
+        ),
     ],
 )  # fmt: skip
 def test_demands_that_do_not_fit_are_refused_by_name(

@@ -39,7 +39,7 @@ def start_queue(home: Path) -> Link:
     setup = ReplaySetup(
         "queue", home / "logs", home / "replay.sqlite", QueueConfig(max_groups=8, put_timeout_seconds=60)
     )
-    cluster.spawn(ReplayWorker, "queue", cpus=0.1, args=(setup, 300.0), with_data=True)
+    cluster.spawn(ReplayWorker, "queue", cpus=0.1, args=(setup, 300.0), role="data")
     return Link("queue")
 
 
@@ -85,9 +85,7 @@ def test_the_queue_waits_serves_and_survives_sigkill(home: Path) -> None:
 
 def test_versions_travel_as_bytes_and_tampering_is_named(home: Path) -> None:
     setup = VersionsSetup("versions", "job", home / "logs", home / "versions")
-    cluster.spawn(
-        VersionsWorker, "versions", cpus=0.1, args=(setup, 300.0), max_concurrency=CONCURRENCY, with_data=True
-    )
+    cluster.spawn(VersionsWorker, "versions", cpus=0.1, args=(setup, 300.0), max_concurrency=CONCURRENCY, role="data")
     store = Link("versions")
     files = {"adapter_config.json": b"{}", "adapter_model.safetensors": os.urandom(2 << 20)}
     manifest = VersionManifest(

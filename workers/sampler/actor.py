@@ -34,6 +34,7 @@ from workers.chat import ChatBegun, ChatPiece, ChatRequest
 from workers.cluster import LeasedWorker, Link, WorkerDied, WorkerUnavailable
 from workers.config import SamplingConfig
 from workers.messages import EvaluationAnswer, EvaluationItem, GroupFailure, LoadProof, SamplerStatus
+from workers.models import require_policy
 from workers.sampler.engine import EngineConfig, GeneratedAnswer, SamplerEngine
 from workers.sampler.errors import ChatBusy, EngineDied
 from workers.sampler.guests import Adapter, Guests
@@ -103,11 +104,13 @@ class SamplerWorker(LeasedWorker):
         """Bring the engine up, unless it is; a restarted controller finds it running (rule 10). Returns the seconds that it took.
 
         Raises:
+            InputError: this machine does not have the base model.
             TimeoutError: it took longer than ``resources.sampler.start_timeout_seconds``.
         """
         began = time.monotonic()
         if self.engine.info is not None:
             return 0.0
+        await asyncio.to_thread(require_policy, self.setup.engine.model, revision=self.setup.engine.revision)
         try:
             await asyncio.wait_for(self.engine.start(), self.setup.start_timeout_seconds)
         except TimeoutError as error:

@@ -24,6 +24,7 @@ from workers.chat import Verdict
 from workers.cluster import LeasedWorker, Link, WorkerDied, WorkerUnavailable
 from workers.config import AnyScorer, FunctionScorer, ScorerConfig, ScorerResources
 from workers.messages import EvaluationAnswer, EvaluationResult, Example
+from workers.models import require_folder
 from workers.scorers.base import Comparison, PreferenceScorer, ScoreResult
 from workers.scorers.health import SignalHealth
 from workers.scorers.judging import by_domain, judge
@@ -193,6 +194,8 @@ class ScorerWorker(LeasedWorker):
     def _build(self, config: AnyScorer) -> PreferenceScorer:
         from workers.scorers.build import build_scorer
 
+        if not isinstance(config, FunctionScorer):
+            require_folder("scorer.model.model", config.model)
         resources = self.setup.resources
         return build_scorer(
             config, device=resources.device, threads=resources.threads, batch_tokens=resources.batch_tokens
