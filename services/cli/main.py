@@ -16,6 +16,7 @@ from services.cli import (
     audit,
     chat,
     demo,
+    doctor,
     evaluate,
     export,
     feedback,
@@ -89,6 +90,7 @@ app.command()(chat.chat)
 app.command()(chat.compare)
 app.command()(feedback.feedback)
 app.command()(export.export)
+app.command()(doctor.doctor)
 app.command()(audit.audit)
 app.add_typer(keys.app, name="keys")
 app.add_typer(scorer.app, name="scorer")
