@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from learner.errors import InputError
@@ -24,9 +24,16 @@ class Settings(BaseSettings):
 
     home: Path = Field(default=Path("~/.sparring"), validate_default=True, description="Sparring's data.")
     database_url: str | None = Field(default=None, description="The job store. Default: sparring.sqlite in home.")
+    database_password_file: Path | None = Field(default=None, description="A file that holds database_password.")
+    database_password: SecretStr | None = Field(
+        default=None, validate_default=True, description="Of database_url's user, where the address does not say it."
+    )
     host: str = Field(default="127.0.0.1", description="Where the service listens.")
     port: int = Field(default=8700, ge=0, le=65535, description="0: a free port.")
-    api_key: SecretStr | None = Field(default=None, description="Bearer key of the REST API. Required off loopback.")
+    api_key_file: Path | None = Field(default=None, description="A file that holds api_key.")
+    api_key: SecretStr | None = Field(
+        default=None, validate_default=True, description="Bearer key of the REST API. Required off loopback."
+    )
     url: str | None = Field(default=None, description="The service that the command line and the client talk to.")
     ray_address: str | None = Field(
         default=None, description="A running Ray cluster. Without it a local one is started."
@@ -70,6 +77,19 @@ class Settings(BaseSettings):
     @classmethod
     def _home_is_absolute(cls, value: Path) -> Path:
         return _expanded(value).absolute()
+
+    @field_validator("api_key_file", "database_password_file")
+    @classmethod
+    def _file_holds_a_secret(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            _secret(value)
+        return value
+
+    @field_validator("api_key", "database_password", mode="before")
+    @classmethod
+    def _secret_or_its_file(cls, value: object, info: ValidationInfo) -> object:
+        file = info.data.get(f"{info.field_name}_file")
+        return _secret(file) if value is None and file is not None else value
 
     @field_validator("data_roots", mode="before")
     @classmethod
@@ -136,8 +156,17 @@ class Settings(BaseSettings):
 
     @property
     def store_url(self) -> str:
-        """The job store's database."""
-        return self.database_url or f"sqlite:///{self.home / 'sparring.sqlite'}"
+        """The job store's database, its password included."""
+        if self.database_url is None or self.database_password is None:
+            return self.database_url or f"sqlite:///{self.home / 'sparring.sqlite'}"
+        from sqlalchemy import make_url
+        from sqlalchemy.exc import ArgumentError
+
+        try:
+            url = make_url(self.database_url).set(password=self.database_password.get_secret_value())
+        except ArgumentError:
+            return self.database_url  # the store says what is wrong with it
+        return url.render_as_string(hide_password=False)
 
     @property
     def readable_roots(self) -> tuple[Path, ...]:
@@ -170,6 +199,18 @@ def _expanded(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError:
         raise ValueError("there is no such user's home; write the whole path") from None
+
+
+def _secret(file: Path) -> str:
+    """What a mounted secret holds, without the line's end."""
+    try:
+        text = _expanded(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ValueError(f"it cannot be read ({reason}); put the secret there, readable for this user") from None
+    if not text:
+        raise ValueError("the file is empty; put the secret there")
+    return text
 
 
 def is_loopback(host: str) -> bool:

@@ -68,3 +68,31 @@ def test_a_limit_or_an_origin_that_cannot_be_is_named(
 def test_origins_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARRING_CORS_ORIGINS", "https://a.example, http://localhost:3000")
     assert Settings.load().cors_origins == ("https://a.example", "http://localhost:3000")
+
+
+def test_secrets_come_from_files_where_the_variables_do_not_say_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text("key-in-a-file\n")
+    (tmp_path / "password").write_text("p@ss/word\n")
+    monkeypatch.setenv("SPARRING_API_KEY_FILE", str(tmp_path / "key"))
+    monkeypatch.setenv("SPARRING_DATABASE_PASSWORD_FILE", str(tmp_path / "password"))
+    monkeypatch.setenv("SPARRING_DATABASE_URL", "postgresql://sparring@postgres/sparring")
+    settings = Settings.load()
+    assert settings.api_key is not None and settings.api_key.get_secret_value() == "key-in-a-file"
+    assert settings.store_url == "postgresql://sparring:p%40ss%2Fword@postgres/sparring"
+    assert "p@ss" not in repr(settings)
+    monkeypatch.setenv("SPARRING_API_KEY", "key-in-a-variable")
+    assert Settings.load().api_key != settings.api_key
+    monkeypatch.setenv("SPARRING_DATABASE_URL", "nonsense")
+    assert Settings.load().store_url == "nonsense"
+
+
+def test_a_secret_that_is_not_there_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SPARRING_API_KEY_FILE", str(tmp_path / "none"))
+    with pytest.raises(InputError, match=r"SPARRING_API_KEY_FILE: .*none.* cannot be read \(No such file"):
+        Settings.load()
+    (tmp_path / "empty").touch()
+    monkeypatch.setenv("SPARRING_API_KEY_FILE", str(tmp_path / "empty"))
+    with pytest.raises(InputError, match=r"SPARRING_API_KEY_FILE: .*empty.* the file is empty"):
+        Settings.load()
