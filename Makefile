@@ -18,7 +18,7 @@ demo: setup  ## Build the demo world and watch a small policy get better by play
 serve: setup  ## The REST API and dashboard on this machine
 	@$(BIN)/sparring serve
 
-packages:  ## What the tests need from Debian: PostgreSQL and Chromium, installed where they are missing and can be
+packages:  ## What the tests need from Debian: PostgreSQL, Chromium and Prometheus, installed where they are missing and can be
 	@scripts/system_packages.sh
 
 test: test-fast test-slow  ## All tests, the quick ones first

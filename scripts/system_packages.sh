@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# What the tests need beside `.venv`, from Debian: PostgreSQL's programs and Chromium. Installs what is missing where it can (as root, or by
+# What the tests need beside `.venv`, from Debian: PostgreSQL's programs, Chromium and Prometheus. Installs what is missing where it can (as root, or by
 # sudo without a password); where it cannot it says so in one sentence, and the tests that need them fail with another.
 set -euo pipefail
 
 missing=()
 command -v initdb >/dev/null || compgen -G "/usr/lib/postgresql/*/bin/initdb" >/dev/null || missing+=(postgresql)
 command -v chromium >/dev/null || missing+=(chromium)
+command -v prometheus >/dev/null || missing+=(prometheus)
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 if ! command -v apt-get >/dev/null; then
-    echo "tests: ${missing[*]} missing, and this is no Debian: install PostgreSQL (initdb) and Chromium (chromium) yourself." >&2
+    echo "tests: ${missing[*]} missing, and this is no Debian: install PostgreSQL (initdb), Chromium (chromium) and Prometheus (prometheus) yourself." >&2
     exit 0
 fi
 become=()

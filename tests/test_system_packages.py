@@ -33,7 +33,7 @@ def calls(folder: Path) -> str:
 
 
 def test_nothing_is_done_where_nothing_is_missing(tmp_path: Path) -> None:
-    for name in ("initdb", "chromium", "apt-get"):
+    for name in ("initdb", "chromium", "prometheus", "apt-get"):
         program(tmp_path, name)
     done = run(tmp_path)
     assert (done.returncode, done.stdout, done.stderr, calls(tmp_path)) == (0, "", "", "")
@@ -41,6 +41,7 @@ def test_nothing_is_done_where_nothing_is_missing(tmp_path: Path) -> None:
 
 def test_root_installs_what_is_missing(tmp_path: Path) -> None:
     program(tmp_path, "initdb")
+    program(tmp_path, "prometheus")
     program(tmp_path, "id", "echo 0")
     program(tmp_path, "apt-get")
     done = run(tmp_path)
@@ -51,6 +52,7 @@ def test_root_installs_what_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sudo", [True, False])
 def test_others_install_by_sudo_or_say_the_command(tmp_path: Path, sudo: bool) -> None:
     program(tmp_path, "initdb")
+    program(tmp_path, "prometheus")
     program(tmp_path, "id", "echo 1000")
     program(tmp_path, "apt-get")
     program(tmp_path, "sudo", '[ "$1" = -n ] || "$@"' if sudo else "exit 1")
@@ -62,6 +64,7 @@ def test_others_install_by_sudo_or_say_the_command(tmp_path: Path, sudo: bool) -
 
 def test_a_failed_installation_is_one_sentence(tmp_path: Path) -> None:
     program(tmp_path, "initdb")
+    program(tmp_path, "prometheus")
     program(tmp_path, "id", "echo 0")
     program(tmp_path, "apt-get", "exit 100")
     done = run(tmp_path)

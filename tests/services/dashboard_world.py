@@ -8,14 +8,22 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from job_world import SPEC, fill_ledger, job_with_domains, publish, running_job
 
 from learner.digests import sha256
+from services.jobs.observation import job_metrics
 from services.jobs.records import JobError
 from services.jobs.spec import JobSpec
 from services.jobs.state import JobState
 from services.jobs.store import JobStore
+from workers.config import FleetConfig
+from workers.fleet import Fleet
+from workers.messages import SamplerStatus
+from workers.replay.rows import LedgerCounts
+from workers.sampler.vllm_metrics import SAMPLES
 
 VERSIONS = 6
 STEPS = 12
@@ -73,6 +81,7 @@ def live_job(store: JobStore, home: Path) -> str:
         evaluated(store, job_id, version, draw)
         if version < VERSIONS - 1:
             learned(store, job_id, version, draw)
+        store.add_metrics(job_id, observed(job_id, 8 * version), version=version)
     for kind, message in (("worker_died", "sampler-1 died: killed"), ("worker_restarted", "sampler-1 is up again")):
         store.append_event(job_id, kind, message, {"worker": "sampler-1", "role": "sampler"})
     proof = {"sampler": "sampler-1", "module": "fast", "version": VERSIONS - 1, "digest": digest, "canary": "passed"}
@@ -137,6 +146,9 @@ def learned(store: JobStore, job_id: str, version: int, draw: random.Random) -> 
             "sampler_restarts_total": 0.0,
             "sample_tokens_per_second": 410 + draw.uniform(-60, 60),
             "groups_in_flight": float(8 - beat),
+            "sampler_fenced_total": 0.0,
+            "proofs_failed_total": 0.0,
+            "queue_granted_groups": float(8 - beat),
             "queue_ready_groups": float(beat),
             "queue_leased_groups": float(beat // 2),
             "queue_waiting_producers": 0.0,
@@ -144,3 +156,30 @@ def learned(store: JobStore, job_id: str, version: int, draw: random.Random) -> 
             "staleness_max": 1.0,
         }
         store.add_metrics(job_id, seen, version=version)
+
+
+ROLES = {"queue": "queue", "scorer-0": "scorer", "learner": "learner", "sampler-0": "sampler", "sampler-1": "sampler"}
+"""A job's workers."""
+
+
+def observed(job_id: str, groups: int = 0) -> dict[str, float]:
+    """What a heartbeat saw of every worker after so many groups: one sampler is ready, one was restarted and says nothing yet."""
+    members = [SimpleNamespace(name=f"{job_id}-{short}", role=role) for short, role in ROLES.items()]
+    crew: Any = SimpleNamespace(job_id=job_id, members=members)
+    fleet = Fleet(FleetConfig(), (f"{job_id}-sampler-0", f"{job_id}-sampler-1"))
+    for name in fleet.names:
+        fleet.started(name)
+    fleet.proved(f"{job_id}-sampler-0", 3)
+    fleet.died(f"{job_id}-sampler-1")
+    told = dict.fromkeys(("syncs_total", "sync_seconds_total", "sync_bytes_total"), float(groups))
+    told |= dict.fromkeys(sorted(SAMPLES), float(groups)) | {"vllm:kv_cache_usage_perc": 0.25}
+    status = SamplerStatus(sampler=f"{job_id}-sampler-0", in_flight=(), failures=(), metrics=told)
+    activity = {"worker_busy_seconds_total": 8.0 + groups, "worker_waiting_seconds_total": 2.0 + groups}
+    return job_metrics(
+        crew,
+        fleet,
+        LedgerCounts(admitted=groups + 10, consumed=groups + 6, expired=1, ready=3),
+        [status],
+        dict.fromkeys((member.name for member in members), activity),
+        {f"{job_id}-scorer-0": 2},
+    )

@@ -3,59 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from dashboard_world import observed
 from job_world import running_job
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.api.telemetry import JobCollector
-from services.jobs.observation import job_metrics
 from services.jobs.state import JobState
 from services.jobs.store import JobStore
-from workers.config import FleetConfig
-from workers.fleet import Fleet
-from workers.messages import SamplerStatus
-from workers.replay.rows import LedgerCounts
-
-ROLES = {"queue": "queue", "scorer-0": "scorer", "learner": "learner", "sampler-0": "sampler", "sampler-1": "sampler"}
-
-
-def observed(job_id: str) -> dict[str, float]:
-    """What the heartbeat of a job with two samplers saw: one is ready, one was restarted and says nothing yet."""
-    members = [SimpleNamespace(name=f"{job_id}-{short}", role=role) for short, role in ROLES.items()]
-    fleet = Fleet(FleetConfig(), (f"{job_id}-sampler-0", f"{job_id}-sampler-1"))
-    for name in fleet.names:
-        fleet.started(name)
-    fleet.proved(f"{job_id}-sampler-0", 3)
-    fleet.died(f"{job_id}-sampler-1")
-    status = SamplerStatus(
-        sampler=f"{job_id}-sampler-0",
-        in_flight=(),
-        failures=(),
-        metrics={"sync_bytes_total": 4096.0, "vllm:generation_tokens_total": 77.0},
-    )
-    activity = {"worker_busy_seconds_total": 8.0, "worker_waiting_seconds_total": 2.0}
-    return job_metrics(
-        SimpleNamespace(job_id=job_id, members=members),  # type: ignore[arg-type]
-        fleet,
-        LedgerCounts(admitted=10, consumed=6, expired=1, ready=3),
-        [status],
-        {f"{job_id}-learner": activity, f"{job_id}-queue": activity},
-        {f"{job_id}-scorer-0": 2},
-    )
 
 
 def test_every_worker_has_its_own_series() -> None:
-    metrics = observed("job-abcdef")
-    assert metrics["groups_consumed_total"] == 6
+    metrics = observed("job-abcdef", groups=77)
+    assert metrics["groups_consumed_total"] == 83
     assert metrics["sampler_state{worker=sampler-0}"] == 2 and metrics["sampler_version{worker=sampler-0}"] == 3
     assert metrics["sampler_state{worker=sampler-1}"] == 0 and "sampler_version{worker=sampler-1}" not in metrics
     assert metrics["vllm:generation_tokens_total{worker=sampler-0}"] == 77
     assert metrics["worker_restarts_total{stage=sampler,worker=sampler-1}"] == 1
     assert metrics["worker_restarts_total{stage=scorer,worker=scorer-0}"] == 2
-    assert metrics["worker_busy_seconds_total{stage=learner,worker=learner}"] == 8
+    assert metrics["worker_busy_seconds_total{stage=learner,worker=learner}"] == 85
     assert not [name for name in metrics if "busy" in name and "queue" in name], "it only keeps data"
 
 
@@ -76,13 +44,13 @@ def told(store: JobStore) -> dict[tuple[str, tuple[tuple[str, str], ...]], float
 
 def test_prometheus_reads_counters_and_states_by_job_and_worker(store: JobStore, tmp_path: Path) -> None:
     job_id = running_job(store, tmp_path)
-    store.add_metrics(job_id, {**observed(job_id), "win_rate": 0.7, "kl_nats": 1.5})
+    store.add_metrics(job_id, {**observed(job_id, groups=77), "win_rate": 0.7, "kl_nats": 1.5})
     samples = told(store)
     job, worker = ("job", job_id), ("worker", "sampler-0")
-    assert samples["sparring_groups_admitted_total", (job,)] == 10
+    assert samples["sparring_groups_admitted_total", (job,)] == 87
     assert samples["sparring_groups_failed_total", (job, ("stage", "scorer"))] == 0
     assert samples["vllm:generation_tokens_total", (job, worker)] == 77
-    assert samples["sparring_sync_bytes_total", (job, worker)] == 4096
+    assert samples["sparring_sync_bytes_total", (job, worker)] == 77
     states = {
         labels[1][1]: value
         for (name, labels), value in samples.items()

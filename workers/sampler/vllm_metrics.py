@@ -26,20 +26,21 @@ SUMMED = (
 )
 """Histograms of which the sum and the count are told."""
 
-_SAMPLES = frozenset(
+SAMPLES = frozenset(
     [
         *GAUGES,
         *(f"{name}_total" for name in COUNTERS),
         *(f"{name}_{part}" for name in SUMMED for part in ("sum", "count")),
     ]
 )
+"""Names of what is told."""
 
 
 def vllm_metrics(registry: CollectorRegistry = REGISTRY) -> dict[str, float]:
     """The newest values, summed over vLLM's own labels (its engines, reasons to finish). Empty before an engine has started."""
     found: dict[str, float] = {}
-    for family in registry.restricted_registry(sorted(_SAMPLES)).collect():
+    for family in registry.restricted_registry(sorted(SAMPLES)).collect():
         for sample in family.samples:
-            if sample.name in _SAMPLES:
+            if sample.name in SAMPLES:
                 found[sample.name] = found.get(sample.name, 0.0) + sample.value
     return found
