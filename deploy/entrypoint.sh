@@ -1,56 +1,103 @@
 #!/usr/bin/env bash
 # What a container of the image does:
 #
-#   ray-head   the cluster's first Ray node; it offers this machine's processors and graphics cards, and keeps the jobs' data
-#   api        the REST API, on a Ray node of its own that offers nothing (SPARRING_RAY_ADDRESS names the head)
+#   ray-head [ROLE ...]  the cluster's first Ray node. Roles (data, sampler, scorer, learner) say what it carries; default: data
+#   ray-node ROLE ...    a further Ray node with these roles (SPARRING_RAY_ADDRESS names the head)
+#   api                  the REST API, on a Ray node of its own that offers nothing (SPARRING_RAY_ADDRESS names the head)
+#   secrets              make what is missing of the cluster's secrets in /secrets: the API key and the passwords
 #   anything else is run as it stands, e.g. `sparring validate job.yaml`
 set -euo pipefail
 
+fail() {
+    echo "entrypoint: $1" >&2
+    exit "${2:-2}"
+}
+
 # A node is reached by the others at its address on the private network.
 ray_node() {
-    ray start --node-ip-address="$(hostname -i | cut -d' ' -f1)" --disable-usage-stats "$@"
+    ray start --node-ip-address="$(hostname -i | cut -d' ' -f1)" --disable-usage-stats \
+        --object-store-memory="${SPARRING_OBJECT_STORE_BYTES:-536870912}" "$@"
 }
 
-# sparring_data: queue, version store and job data of every job live on this node.
-ray_head() {
-    ray_node --head --port=6379 --include-dashboard=false --resources='{"sparring_data": 1}' \
-        --object-store-memory="${SPARRING_OBJECT_STORE_BYTES:-1073741824}" --block "$@"
+# A node that carries ROLES for the others: until it ends, or its Ray does.
+worker_node() {
+    local -a offered=()
+    [[ -z ${SPARRING_NODE_CPUS:-} ]] || offered+=(--num-cpus="$SPARRING_NODE_CPUS")
+    [[ -z ${SPARRING_NODE_GPUS:-} ]] || offered+=(--num-gpus="$SPARRING_NODE_GPUS")
+    ray_node --block --resources="$1" "${offered[@]}" "${@:2}"
 }
 
-# The first of: SPARRING_API_KEY, the file that SPARRING_API_KEY_FILE names, a key made at first start and kept with the data.
+# ROLE ... -> Ray's custom resources, by which workers find their machines (workers/roles.py).
+resources() {
+    local role listed=
+    for role in $*; do
+        case $role in
+            data | sampler | scorer | learner) listed+="${listed:+, }\"sparring_$role\": 1" ;;
+            *) fail "$role is no role; a node carries one or more of data, sampler, scorer and learner." ;;
+        esac
+    done
+    [[ -n $listed ]] || fail "a node carries one or more of the roles data, sampler, scorer and learner; name them."
+    echo "{$listed}"
+}
+
+# Waits for what a sentence names until the command answers.
+wait_for() {
+    local seconds=${SPARRING_WAIT_SECONDS:-180}
+    until timeout 30 "${@:2}" >/tmp/waited 2>&1; do
+        ((SECONDS < seconds)) || fail "no $1 after $seconds s (SPARRING_WAIT_SECONDS): $(tail -n 1 /tmp/waited)" 1
+        sleep 1
+    done
+}
+
+ray_address() {
+    echo "${SPARRING_RAY_ADDRESS:?names the Ray head, e.g. ray-head:6379}"
+}
+
+# Without a key or a file that holds one, a key is made at first start and kept with the data.
 api_key() {
-    local file=${SPARRING_API_KEY_FILE:-$SPARRING_HOME/api_key}
-    if [[ -z ${SPARRING_API_KEY:-} ]]; then
-        if [[ ! -s $file ]]; then
-            if [[ -n ${SPARRING_API_KEY_FILE:-} ]]; then
-                echo "entrypoint: SPARRING_API_KEY_FILE names $file, which is missing or empty; put the key there." >&2
-                exit 2
-            fi
-            (umask 077 && python -c 'import secrets; print(secrets.token_urlsafe(32))' >"$file")
-            echo "entrypoint: a new API key is in $file"
-        fi
-        SPARRING_API_KEY=$(<"$file")
-    fi
-    export SPARRING_API_KEY
+    [[ -z ${SPARRING_API_KEY:-}${SPARRING_API_KEY_FILE:-} ]] || return 0
+    export SPARRING_API_KEY_FILE=$SPARRING_HOME/api_key
+    secret "$SPARRING_API_KEY_FILE" 077
+}
+
+secret() {
+    [[ ! -s $1 ]] || return 0
+    (umask "$2" && python -c 'import secrets; print(secrets.token_urlsafe(32))' >"$1")
+    echo "entrypoint: a new secret is in $1"
+}
+
+# Where SPARRING_METRICS_KEY_FILE names a file, a key that may only look is made there at first start, for Prometheus.
+metrics_key() {
+    local file=${SPARRING_METRICS_KEY_FILE:-}
+    [[ -n $file && ! -s $file ]] || return 0
+    local key
+    key=$(sparring keys create prometheus --scope read 2>/dev/null) || fail "no key for Prometheus could be made" 1
+    echo "$key" >"$file"
 }
 
 # A driver that loses its Ray node ends, and so does the container, which is then restarted as a whole.
 api() {
     api_key
-    local head=${SPARRING_RAY_ADDRESS:?names the Ray head, e.g. ray-head:6379} seconds=${SPARRING_RAY_WAIT_SECONDS:-120}
-    until timeout 20 ray health-check --address="$head" >/dev/null 2>&1; do
-        if ((SECONDS >= seconds)); then
-            echo "entrypoint: no Ray head at $head (SPARRING_RAY_ADDRESS) after $seconds s (SPARRING_RAY_WAIT_SECONDS)." >&2
-            exit 1
-        fi
-        sleep 1
-    done
-    ray_node --address="$head" --num-cpus=0 --num-gpus=0 --object-store-memory=268435456
+    wait_for "job store" python -c "from services.settings import Settings; from services.jobs.store import JobStore; JobStore(Settings.load().store_url).check()"
+    metrics_key
+    wait_for "Ray head at $(ray_address) (SPARRING_RAY_ADDRESS)" ray health-check --address="$(ray_address)"
+    ray_node --address="$(ray_address)" --num-cpus=0 --num-gpus=0
     exec sparring serve --host 0.0.0.0 --port 8700
 }
 
 case ${1:-} in
-    ray-head) ray_head "${@:2}" ;;
+    ray-head)
+        (($# > 1)) || set -- ray-head data
+        offers=$(resources "${@:2}")
+        worker_node "$offers" --head --port=6379 --include-dashboard=false
+        ;;
+    ray-node)
+        offers=$(resources "${@:2}")
+        wait_for "Ray head at $(ray_address) (SPARRING_RAY_ADDRESS)" ray health-check --address="$(ray_address)"
+        worker_node "$offers" --address="$(ray_address)"
+        ;;
     api) api ;;
+    # Readable for every service that mounts the folder; on the host it is the engine's own.
+    secrets) for name in api_key postgres_password grafana_password; do secret "/secrets/$name" 022; done ;;
     *) exec "$@" ;;
 esac
