@@ -27,6 +27,10 @@ def demo(
             "--shuffle", help="Control experiment: shuffle the preferences. The win rate must stay at one half."
         ),
     ] = False,
+    print_job: Annotated[
+        bool,
+        typer.Option("--print-job", help="Build the world and print the job as JSON, for a service to run."),
+    ] = False,
 ) -> None:
     """Build the demo world on first use, run a self-play job on it, and show what came of it."""
     import os
@@ -50,7 +54,7 @@ def demo(
     from services.settings import Settings
 
     settings = Settings.load()
-    console = Console()
+    console = Console(stderr=print_job)
     given = None if job_file is None else load_job(job_file)
     began = time.monotonic()
     bars = Progress(
@@ -79,6 +83,9 @@ def demo(
         spec = validate_job(on_demo_world(given, world, rounds), Path.cwd(), machine=Machine.here()).spec
     if shuffle:
         spec = spec.model_copy(update={"scorer": spec.scorer.model_copy(update={"shuffle": True})})
+    if print_job:
+        typer.echo(spec.model_dump_json(indent=2))
+        return
     job = run_here(spec, settings, console)
     store = JobStore(settings.store_url)
     if job.state is JobState.SUCCEEDED:

@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer
+from typer.testing import CliRunner
 
 from learner.errors import InputError
+from services.cli.main import app
 from services.demo.domain import UNSEEN_TOPIC, read_question
 from services.demo.job import demo_spec
 from services.demo.world import DemoWorld, WorldRecipe, ensure_world
 from services.jobs.machine import Machine
+from services.jobs.spec import JobSpec
 from services.jobs.spec_checks import machine_problems, problems, warnings
 
 TINY = WorldRecipe(
@@ -87,3 +90,14 @@ def test_the_demo_job_passes_its_checks_on_two_cores(world: DemoWorld) -> None:
     spec = demo_spec(world, seed=0, rounds=5, name="demo")
     machine = Machine(cpus=2, gpus=0, memory_bytes=8 << 30)
     assert not [*problems(spec), *machine_problems(spec, machine), *warnings(spec)]
+
+
+def test_the_demo_prints_its_job_for_a_service_elsewhere(
+    world: DemoWorld, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SPARRING_HOME", str(tmp_path))
+    monkeypatch.setattr("services.demo.world.ensure_world", lambda *_: world)
+    printed = CliRunner().invoke(app, ["demo", "--print-job", "--rounds", "2"])
+    assert printed.exit_code == 0, printed.output
+    assert JobSpec.model_validate_json(printed.stdout) == demo_spec(world, seed=0, rounds=2, name="demo")
+    assert "World: " in printed.stderr
