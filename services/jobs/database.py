@@ -105,7 +105,9 @@ def open_engine(url: str) -> Engine:
             f"database_url: {without_password(url)!r} is a {place.get_backend_name()} database; use SQLite or PostgreSQL"
         )
     if place.get_backend_name() == "sqlite":
-        if place.database:
+        if place.database and not place.database.startswith(
+            "file:"
+        ):  # an SQLite URI is no path, and names what is there
             try:
                 Path(place.database).parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
