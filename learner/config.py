@@ -141,7 +141,24 @@ class LearnerConfig(Config):
     gradient_checkpointing: bool = Field(
         default=False, description="Compute activations twice, and keep only the layers' inputs: slower, less memory."
     )
-    gradient_reducer: Literal["mean"] = Field(default="mean", description="How ranks' gradients are combined.")
+    ranks: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Learner processes that share each optimizer batch; each has the model, and `cpus` and `gpus` of its own.",
+    )
+    rank_timeout_seconds: float = Field(
+        default=300,
+        gt=0,
+        description="Longest wait of one rank for another: in a step, and for one that is started again.",
+    )
+    gradient_reducer: Literal["mean", "median", "flag"] = Field(
+        default="mean",
+        description=(
+            "How ranks' gradients are combined. `median` (of every coordinate) and `flag` (the Flag Aggregator, arXiv 2302.05865) bear "
+            "wrong gradients of a minority of the ranks."
+        ),
+    )
     step_timeout_seconds: float = Field(default=1800, gt=0, description="Longest wait for one optimizer step.")
 
 

@@ -46,12 +46,30 @@ def plan_micro_batches(lengths: Sequence[Sequence[int]], budget_tokens: int) -> 
     return plan
 
 
-def share_out(plan: Sequence[MicroBatch], ranks: int) -> list[list[MicroBatch]]:
-    """Give each micro-batch, the largest first, to the rank that has the fewest tokens so far."""
-    shares: list[list[MicroBatch]] = [[] for _ in range(ranks)]
-    loads = [0] * ranks
-    for micro_batch in sorted(plan, key=lambda m: (-m.tokens, m.examples)):
-        rank = min(range(ranks), key=lambda r: (loads[r], r))
-        shares[rank].append(micro_batch)
-        loads[rank] += micro_batch.tokens
-    return shares
+def share_out(lengths: Sequence[Sequence[int]], ranks: int) -> list[tuple[int, ...]]:
+    """Deal the examples, the largest first, to the ranks to and fro: so many each, give or take one, and about as many tokens.
+
+    Where there are fewer examples than ranks, the first ranks have one each.
+
+    Args:
+        lengths: as of :func:`plan_micro_batches`.
+        ranks: how many there are.
+
+    Returns:
+        For each rank the numbers of its examples, in order.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-sum(lengths[i]), i))
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    for place, i in enumerate(order):
+        turn, seat = divmod(place, ranks)
+        # the last turn may be short, and goes to the first ranks
+        back = turn % 2 == 1 and (turn + 1) * ranks <= len(order)
+        shares[ranks - 1 - seat if back else seat].append(i)
+    return [tuple(sorted(share)) for share in shares]
+
+
+def plan_share(lengths: Sequence[Sequence[int]], budget_tokens: int, rank: int, ranks: int) -> list[MicroBatch]:
+    """The micro-batches of one rank's share of the examples: of all, where it is the only one."""
+    share = share_out(lengths, ranks)[rank]
+    plan = plan_micro_batches([lengths[i] for i in share], budget_tokens)
+    return [MicroBatch(tuple(share[place] for place in part.examples), part.tokens) for part in plan]

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from learner.aggregation import coordinate_median, flag_aggregate
+from learner.ranks import Ranks
 
 
 class GradientReducer(Protocol):
     """Turns each rank's gradient into the one that all ranks step with."""
 
-    def reduce(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace ``.grad`` of the parameters, which are the same ones in the same order on every rank."""
+    def reduce(self, parameters: Sequence[nn.Parameter], active: int) -> None:
+        """Replace ``.grad`` of the parameters, which are the same ones in the same order on every rank.
+
+        Args:
+            parameters: of one adapter.
+            active: ranks that had examples; the first ones.
+
+        Raises:
+            RankLost: another rank is gone or silent.
+        """
 
 
 class MeanReducer:
@@ -22,20 +33,56 @@ class MeanReducer:
     Each rank's loss is already divided by the global count, so the ranks' gradients add up to the mean.
     """
 
-    def __init__(self, all_reduce_sum: Callable[[Tensor], None] | None = None) -> None:
-        """``all_reduce_sum`` replaces a vector by its sum over ranks; None with one rank."""
-        self._all_reduce_sum = all_reduce_sum
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
 
-    def reduce(self, parameters: Sequence[nn.Parameter]) -> None:
+    def reduce(self, parameters: Sequence[nn.Parameter], active: int) -> None:
         """Sum the gradients over ranks, as one vector, in place."""
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        if self._all_reduce_sum is None:
+        gradients = _gradients(parameters)
+        if self._ranks.size == 1:
             return
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        self._all_reduce_sum(flat)
-        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+        self._ranks.sum(flat)
+        _put(flat, gradients)
+
+
+class RobustReducer:
+    """What a rule makes of the ranks' gradients, some of which may be wrong. With one rank the gradient stays as it is.
+
+    A rank's gradient is its share of the mean: its examples' sum over the global count. Times the number of ranks that
+    had examples it is an estimate of the mean itself, and the mean of these estimates is the mean over the batch, whatever
+    the shares are. A rule thus gets vectors that it can compare; the planner's shares differ by one example at most.
+    """
+
+    def __init__(self, ranks: Ranks, rule: Callable[[Tensor], Tensor]) -> None:
+        """``rule`` makes ``[n]`` of ``[p, n]``."""
+        self._ranks, self._rule = ranks, rule
+
+    def reduce(self, parameters: Sequence[nn.Parameter], active: int) -> None:
+        """Apply the rule to the gradients as vectors, on rank 0, and take its result."""
+        gradients = _gradients(parameters)
+        if self._ranks.size == 1:
+            return
+        flat = active * torch.cat([gradient.reshape(-1) for gradient in gradients])
+        _put(self._ranks.combine(flat, lambda vectors: self._rule(vectors[:active])), gradients)
+
+
+def build_reducer(kind: Literal["mean", "median", "flag"], ranks: Ranks) -> GradientReducer:
+    """The reducer of this name."""
+    if kind == "mean":
+        return MeanReducer(ranks)
+    return RobustReducer(ranks, coordinate_median if kind == "median" else flag_aggregate)
+
+
+def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Every parameter's gradient; zeros where it has none."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _put(flat: Tensor, gradients: Sequence[Tensor]) -> None:
+    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))

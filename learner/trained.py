@@ -42,14 +42,17 @@ class TrainedAdapter:
         """Forget the gradient."""
         self.optimizer.zero_grad(set_to_none=True)
 
-    def step(self, rate: float, reducer: GradientReducer, learner_step: int) -> float:
+    def step(self, rate: float, reducer: GradientReducer, active: int, learner_step: int) -> float:
         """Reduce, clip and step at the job's learning rate times ``rate_ratio``; returns the gradient's norm before clipping.
+
+        ``active``: ranks that had examples.
 
         Raises:
             TrainingError: the gradient is not finite.
+            RankLost: another rank is gone or silent.
         """
         weights = list(self._policy.weights[self.slot].values())
-        reducer.reduce(weights)
+        reducer.reduce(weights, active)
         norm = float(torch.nn.utils.clip_grad_norm_(weights, self._config.optimizer.max_grad_norm))
         if not math.isfinite(norm):
             raise TrainingError(

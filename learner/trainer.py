@@ -28,11 +28,12 @@ from learner.objectives.batch import PreferenceBatch
 from learner.objectives.parameters import SppoParameters
 from learner.objectives.wrappers import Chase
 from learner.pairing_rules import resolve_rule
-from learner.planner import MicroBatch, plan_micro_batches
+from learner.planner import MicroBatch, plan_micro_batches, plan_share
 from learner.policy import FIRST, SECOND, Policy
 from learner.preference import fast_vs_slow_win_rate
+from learner.ranks import OneRank, Ranks
 from learner.records import CanaryText, Module, ScoredGroup
-from learner.reducer import GradientReducer, MeanReducer
+from learner.reducer import build_reducer
 from learner.reference_store import FetchAdapter, ReferenceStore
 from learner.reference_values import AGAINST_THE_REFERENCE, OF_THE_REFERENCE, References, ReferenceValues
 from learner.roles import RoleSwap
@@ -41,6 +42,9 @@ from learner.seeds import derive_seed
 from learner.step_metrics import logp_metrics, staleness_metrics
 from learner.trained import TrainedAdapter
 from learner.trainer_state import OPTIMIZER_FILE, SLOW_OPTIMIZER_FILE, STATE_FILE, state_from_files, state_to_bytes
+
+Values = dict[int, ReferenceValues]
+"""What an objective reads beside the policy's own pass, of each example of a rank's share."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,10 @@ class Snapshot:
 
 @dataclass
 class _Pass:
-    """What one forward and backward pass over an optimizer batch gave: sums of metrics, and each answer's log-probability."""
+    """What one forward and backward pass over an optimizer batch gave: sums of metrics, and each example's answers' log-probabilities."""
 
     sums: dict[str, float] = field(default_factory=dict)
-    logps: list[list[float]] = field(default_factory=list)
+    logps: dict[int, list[float]] = field(default_factory=dict)
 
 
 class Trainer:
@@ -84,7 +88,7 @@ class Trainer:
         config: TrainerConfig,
         fetch_adapter: FetchAdapter,
         base: PreTrainedModel | None = None,
-        reducer: GradientReducer | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         """Build the policy that the job starts from.
 
@@ -92,7 +96,7 @@ class Trainer:
             config: what is trained, and how.
             fetch_adapter: the adapter files of a module's published version, for references.
             base: a model that is already there, instead of loading ``config.policy.model``.
-            reducer: how ranks' gradients are combined; one rank's by default.
+            ranks: the learner's ranks, of which this is one; the only one by default.
 
         Raises:
             InputError: the model, the adapter or the reference does not fit.
@@ -110,7 +114,7 @@ class Trainer:
         self._swap = RoleSwap(config.adapters)
         self._swaps = 0
         self._rate = LearningRate(config.optimizer, config.schedule)
-        self._reducer = reducer or MeanReducer()
+        self.join(ranks or OneRank())
         if config.policy.adapter is not None:
             for module in self.modules:
                 self._versions.put(module, 0, self.policy.adapter(self._of(module).slot))
@@ -119,6 +123,11 @@ class Trainer:
         self._offered: set[str] = set()
         self._candidates = CanaryCandidates()
         self._take_roles(self.fast, self.slow)
+
+    def join(self, ranks: Ranks) -> None:
+        """Make the steps from here on as one of ``ranks``, which all stand at the same version."""
+        self.ranks = ranks
+        self._reducer = build_reducer(self.config.learner.gradient_reducer, ranks)
 
     @property
     def modules(self) -> tuple[Module, ...]:
@@ -257,6 +266,10 @@ class Trainer:
         previous = None if version == 0 or not texts else self.answer_logprobs(split, version - 1, module)
         return choose_canary(texts, current, base, previous)
 
+    def digests(self) -> tuple[str, ...]:
+        """Digests of the adapters as they stand, in the order of ``modules``."""
+        return tuple(adapter_digest(self.policy.files(self._of(module).slot)) for module in self.modules)
+
     # Log-probabilities
 
     def answer_logprobs(
@@ -320,7 +333,7 @@ class Trainer:
         return make_examples(groups, self.config, ratios)
 
     def step(self, groups: Sequence[ScoredGroup], newest_version: int) -> StepReport:
-        """Make one optimizer step on a whole optimizer batch.
+        """Make one optimizer step on a whole optimizer batch, of which each rank learns its share.
 
         Args:
             groups: of the batch, in order.
@@ -329,33 +342,39 @@ class Trainer:
         Raises:
             InputError: an answer's provenance does not fit the reference.
             TrainingError: the gradient is not finite.
+            RankLost: another rank is gone or silent.
         """
         usable = usable_groups(groups, self.config)
         examples = self._examples(usable)
         if not examples:
             return StepReport({"pairs": 0.0}, 0, 0, self.learner_step)
+        lengths = [example.lengths for example in examples]
+        plan = plan_share(lengths, self.config.learner.micro_batch_tokens, self.ranks.rank, self.ranks.size)
+        mine = sorted(chain.from_iterable(part.examples for part in plan))
+        own = [examples[i] for i in mine]
         requires = self.fast.objective.requires
-        values: list[ReferenceValues] | None = None
+        values: Values = {i: {} for i in mine}
         if requires & (OF_THE_REFERENCE | {"reference_logps"}):
-            values = self.references.values(examples, OF_THE_REFERENCE & requires)
-        plan = plan_micro_batches([example.lengths for example in examples], self.config.learner.micro_batch_tokens)
+            values = dict(zip(mine, self.references.values(own, OF_THE_REFERENCE & requires), strict=True))
         chased = self.slow if self.config.adapters.slow == "chase" else None
 
         # Both see the other as it stands before the step. One pass follows the other, since a switch between a forward and
         # its backward would lose the gradient.
-        others = self._answer_logps(examples, "slow") if chased and "other_logps" in requires else None
+        chases = chased is not None and "other_logps" in requires
+        others = dict(zip(mine, self._answer_logps(own, "slow"), strict=True)) if chases else None
         learned = self._learn(self.fast, examples, _with_others(values, others), plan)
         behind = None
         if chased is not None:
-            others = learned.logps if "other_logps" in requires else None
+            others = {i: learned.logps[i] for i in mine} if chases else None
             behind = self._learn(chased, examples, _with_others(values, others), plan)
 
         rate = self._rate.at(self.learner_step, self._round_step, self._domain_step)
-        norm = self.fast.step(rate, self._reducer, self.learner_step)
+        active = min(self.ranks.size, len(examples))
+        norm = self.fast.step(rate, self._reducer, active, self.learner_step)
         metrics = {**learned.sums, "gradient_norm": norm, "learning_rate": rate, "pairs": float(len(examples))}
         if behind is not None and chased is not None:
             metrics |= {f"slow_{name}": value for name, value in behind.sums.items()}
-            metrics["slow_gradient_norm"] = chased.step(rate, self._reducer, self.learner_step)
+            metrics["slow_gradient_norm"] = chased.step(rate, self._reducer, active, self.learner_step)
         if self.config.adapters.slow == "average":
             self._average()
         self.policy.train(self.fast.slot)
@@ -368,7 +387,7 @@ class Trainer:
         self._candidates.add([*prompt, *answer] for example in examples for prompt, answer in example.texts)
         metrics["records"] = float(sum(len(example.selection.records) for example in examples))
         metrics["clipped_gradient"] = float(norm > self.config.optimizer.max_grad_norm)
-        metrics |= logp_metrics(examples, learned.logps) | staleness_metrics(
+        metrics |= logp_metrics(examples, [learned.logps[i] for i in range(len(examples))]) | staleness_metrics(
             examples, newest_version, self.config.opponent
         )
         metrics |= self._compare(groups, learned, behind)
@@ -379,17 +398,21 @@ class Trainer:
         self,
         trained: TrainedAdapter,
         examples: Sequence[Example],
-        values: list[ReferenceValues] | None,
+        values: Values,
         plan: Sequence[MicroBatch],
     ) -> _Pass:
-        """One forward and backward pass over the batch with one adapter; its gradient is left on its weights."""
+        """One forward and backward pass over the rank's share of the batch with one adapter; its gradient is left on its weights.
+
+        What it returns is of the whole batch.
+        """
         self.policy.train(trained.slot)
         stats = self._prepare(trained, examples, values, plan)
         count = max(1, stats.count)
         if self.config.adapters.dropout > 0:
-            torch.manual_seed(derive_seed(self.config.seed, "dropout", self.learner_step))
+            of_rank = (self.ranks.rank,) if self.ranks.rank > 0 else ()
+            torch.manual_seed(derive_seed(self.config.seed, "dropout", self.learner_step, *of_rank))
         trained.zero_grad()
-        result = _Pass(logps=[[] for _ in examples])
+        result = _Pass()
         for micro_batch in plan:
             batch, logps = self._batch(trained, examples, values, micro_batch, nullcontext())
             out = trained.objective(batch, stats)
@@ -399,14 +422,23 @@ class Trainer:
             of_answers = iter(logps.detach().tolist())
             for i in micro_batch.examples:
                 result.logps[i] = [next(of_answers) for _ in examples[i].texts]
-        result.sums = {name: value / count for name, value in result.sums.items()}
-        return result
+        return self._of_all_ranks(result, count)
+
+    def _of_all_ranks(self, part: _Pass, count: int) -> _Pass:
+        """The whole batch's pass, from every rank's: sums over ranks by ``count``, and all answers' log-probabilities."""
+        whole = _Pass()
+        for sums, logps in self.ranks.gather([part.sums, list(part.logps.items())]):
+            for name, value in sums.items():
+                whole.sums[name] = whole.sums.get(name, 0.0) + value
+            whole.logps |= dict(logps)
+        whole.sums = {name: value / count for name, value in whole.sums.items()}
+        return whole
 
     def _batch(
         self,
         trained: TrainedAdapter,
         examples: Sequence[Example],
-        values: list[ReferenceValues] | None,
+        values: Values,
         micro_batch: MicroBatch,
         context: AbstractContextManager[None],
     ) -> tuple[PreferenceBatch, Tensor]:
@@ -421,17 +453,17 @@ class Trainer:
         hidden = self.references.hidden(part, tokens) if fields & AGAINST_THE_REFERENCE else None
         with context:
             policy = self.policy.likelihood.measure(tokens, frozenset(fields), hidden)
-        rows = None if values is None else [values[i] for i in micro_batch.examples]
+        rows = [values[i] for i in micro_batch.examples]
         return preference_batch(part, policy, rows, self.config.opponent), policy["policy_logps"]
 
     def _prepare(
         self,
         trained: TrainedAdapter,
         examples: Sequence[Example],
-        values: list[ReferenceValues] | None,
+        values: Values,
         plan: Sequence[MicroBatch],
     ) -> BatchStatistics:
-        """Phase one of the objective. Only objectives that look at the margins cost a pass over the batch."""
+        """Phase one of the objective. Only objectives that look at the margins cost a pass over the batch, and every rank gets those of all."""
         records = examples[-1].first + len(examples[-1].selection.records)
         objective = trained.objective
         if not objective.needs_margins:
@@ -441,6 +473,12 @@ class Trainer:
             batch, _ = self._batch(trained, examples, values, micro_batch, self.policy.evaluating())
             assert batch.positions is not None
             parts.append((batch.positions, objective.margins(batch).cpu()))
+        if self.ranks.size > 1:
+            of_rank = [[positions.tolist(), margins.tolist()] for positions, margins in parts]
+            parts = [
+                (torch.tensor(positions), torch.tensor(margins))
+                for positions, margins in chain.from_iterable(self.ranks.gather(of_rank))
+            ]
         positions, margins = (torch.cat(column) for column in zip(*parts, strict=True))
         return objective.prepare(margins[torch.argsort(positions)])
 
@@ -475,10 +513,6 @@ def _own_loss(learned: _Pass) -> float:
     return learned.sums.get("inner_loss", learned.sums["loss"])
 
 
-def _with_others(
-    values: list[ReferenceValues] | None, others: Sequence[list[float]] | None
-) -> list[ReferenceValues] | None:
+def _with_others(values: Values, others: Mapping[int, list[float]] | None) -> Values:
     """The reference's values, and beside them the other adapter's log-probabilities."""
-    if others is None:
-        return values
-    return [{**({} if values is None else values[i]), "other_logps": logps} for i, logps in enumerate(others)]
+    return values if others is None else {i: {**of_one, "other_logps": others[i]} for i, of_one in values.items()}

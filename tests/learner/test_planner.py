@@ -1,15 +1,13 @@
-"""Plans, schedules and the reducer: pure, and the same on every rank."""
+"""Plans and schedules: pure, and the same on every rank."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.config import OptimizerConfig, ScheduleConfig
-from learner.planner import plan_micro_batches, share_out
-from learner.reducer import MeanReducer
+from learner.planner import plan_micro_batches, plan_share, share_out
 from learner.schedule import LearningRate
 
 lengths_of_examples = st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=5), min_size=1, max_size=30)
@@ -19,16 +17,26 @@ lengths_of_examples = st.lists(st.lists(st.integers(1, 60), min_size=1, max_size
 def test_every_example_is_planned_once_within_the_budget_and_on_one_rank(
     lengths: list[list[int]], budget: int, ranks: int
 ) -> None:
-    plan = plan_micro_batches(lengths, budget)
+    plan = [batch for rank in range(ranks) for batch in plan_share(lengths, budget, rank, ranks)]
     assert sorted(i for batch in plan for i in batch.examples) == list(range(len(lengths)))
     for batch in plan:
         texts = [length for i in batch.examples for length in lengths[i]]
         assert batch.tokens == max(texts) * len(texts)
         assert batch.tokens <= budget or len(batch.examples) == 1
-    shares = share_out(plan, ranks)
-    assert sorted(b.examples for share in shares for b in share) == sorted(b.examples for b in plan)
-    loads = [sum(batch.tokens for batch in share) for share in shares]
-    assert max(loads) - min(loads) <= max(batch.tokens for batch in plan)
+
+
+@given(lengths_of_examples, st.integers(1, 40))
+def test_ranks_get_equally_many_examples_of_about_equally_many_tokens(lengths: list[list[int]], ranks: int) -> None:
+    shares = share_out(lengths, ranks)
+    counts = [len(share) for share in shares]
+    assert max(counts) - min(counts) <= 1 and counts == sorted(counts, reverse=True)
+    tokens = [sum(sum(lengths[i]) for i in share) for share in shares]
+    assert max(tokens) - min(tokens) <= 2 * max(map(sum, lengths))
+
+
+@given(lengths_of_examples, st.integers(64, 400))
+def test_the_only_rank_has_the_whole_plan(lengths: list[list[int]], budget: int) -> None:
+    assert plan_share(lengths, budget, 0, 1) == plan_micro_batches(lengths, budget)
 
 
 def test_the_longest_examples_come_first_and_nothing_makes_no_plan() -> None:
@@ -59,15 +67,3 @@ def test_each_round_may_begin_its_own_schedule_drawn_for_more_passes_than_are_ma
 def test_shapes(shape: str, middle: float) -> None:
     config = OptimizerConfig.model_validate({"learning_rate": 1.0, "warmup_ratio": 0, "schedule": shape})
     assert LearningRate(config, schedule()).at(10, 0) == pytest.approx(middle)
-
-
-def test_the_mean_reducer_adds_the_ranks_shares() -> None:
-    weights = [torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(3))]
-    weights[0].grad = torch.ones(2, 2)
-
-    def two_ranks(vector: torch.Tensor) -> None:
-        vector.mul_(2)
-
-    MeanReducer(two_ranks).reduce(weights)
-    assert weights[0].grad.tolist() == [[2, 2], [2, 2]]
-    assert weights[1].grad is not None and weights[1].grad.tolist() == [0, 0, 0]
