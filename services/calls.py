@@ -20,6 +20,7 @@ from services.jobs.records import (
     VersionRecord,
 )
 from services.jobs.state import JobState
+from services.jobs.trace import TracePage
 
 Result = TypeVar("Result")
 Parsed = TypeVar("Parsed", bound=BaseModel)
@@ -160,6 +161,11 @@ def log_records(job_id: str, *, after: str | None = None, limit: int = 500, leve
     """A page of the records that the workers logged, oldest first."""
     params = _given({"after": after, "limit": limit, "level": level})
     return Call("GET", f"/v1/jobs/{job_id}/logs", _as(LogPage), params=params)
+
+
+def trace(job_id: str, *, limit: int = 200, after: str | None = None) -> Call[TracePage]:
+    """A page of groups' ways through the stages, as spans."""
+    return Call("GET", f"/v1/jobs/{job_id}/trace", _as(TracePage), params=_given({"limit": limit, "after": after}))
 
 
 def _as(model: type[Parsed]) -> Callable[[httpx.Response], Parsed]:

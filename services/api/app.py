@@ -31,6 +31,7 @@ from services.api.routes import (
     login,
     preferences,
     samples,
+    trace,
     versions,
 )
 from services.api.telemetry import JobCollector, RequestTelemetry
@@ -86,7 +87,7 @@ def create_app(
     )
     app.state.context = Context(settings, store, access, admit or admission(settings), registry, ready)
     problems.install(app)
-    for routes in (jobs, history, samples, preferences, versions, domains, files, audit):
+    for routes in (jobs, history, trace, samples, preferences, versions, domains, files, audit):
         app.include_router(routes.router, prefix="/v1")
     app.state.chat = None if samplers is None else ChatDesk(store, samplers)
     for router in (chat.router, chat.comparisons):

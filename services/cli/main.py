@@ -27,6 +27,7 @@ from services.cli import (
     schema,
     scorer,
     serve,
+    trace,
     validate,
 )
 from workers.errors import CallTimeout, WorkerError
@@ -86,6 +87,7 @@ app.command()(jobs.resume)
 app.command()(jobs.cancel)
 app.command()(jobs.delete)
 app.command()(jobs.logs)
+app.command()(trace.trace)
 app.command()(chat.chat)
 app.command()(chat.compare)
 app.command()(feedback.feedback)

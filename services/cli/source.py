@@ -21,6 +21,7 @@ from services.jobs.records import (
     VersionRecord,
 )
 from services.jobs.state import JobState, RequestedAction
+from services.jobs.trace import TracePage, trace_page
 from services.settings import Settings
 
 PROBE_SECONDS = 0.5
@@ -79,6 +80,9 @@ class Jobs(Protocol):
 
     def logs(self, job_id: str, lines: int, file: str | None) -> str:
         """The ends of the workers' logs."""
+
+    def trace(self, job_id: str, after: str | None) -> TracePage:
+        """A page of groups' ways through the stages."""
 
     def log_records(self, job_id: str, after: str | None, level: Level) -> LogPage:
         """A page of the records that the workers logged, oldest first."""
@@ -148,6 +152,10 @@ class LocalJobs:
         """The ends of the workers' logs."""
         return tails(JobPaths(Path(self.get(job_id).home), job_id).logs, lines, file)
 
+    def trace(self, job_id: str, after: str | None) -> TracePage:
+        """A page of groups' ways through the stages."""
+        return trace_page(JobPaths(Path(self.get(job_id).home), job_id).replay_database, after=after)
+
     def log_records(self, job_id: str, after: str | None, level: Level) -> LogPage:
         """A page of the records that the workers logged, oldest first."""
         return records(JobPaths(Path(self.get(job_id).home), job_id).logs, after=after, level=level)
@@ -212,6 +220,10 @@ class RemoteJobs:
     def logs(self, job_id: str, lines: int, file: str | None) -> str:
         """The ends of the workers' logs."""
         return self.client.logs(job_id, lines=lines, file=file)
+
+    def trace(self, job_id: str, after: str | None) -> TracePage:
+        """A page of groups' ways through the stages."""
+        return self.client.trace(job_id, after=after)
 
     def log_records(self, job_id: str, after: str | None, level: Level) -> LogPage:
         """A page of the records that the workers logged, oldest first."""

@@ -12,7 +12,7 @@ from replay_samples import group, ticket
 from learner.errors import InputError
 from learner.records import AnswerSource, GroupState, SkipReason, Stage, Ticket
 from workers.replay.ledger import ReplayLedger
-from workers.replay.rows import LedgerError, PutResult
+from workers.replay.rows import PASSAGES, LedgerError, PutResult
 
 
 def open_ledger(folder: Path, max_groups: int = 100, max_bytes: int = 1 << 24, **options: Any) -> ReplayLedger:
@@ -289,3 +289,42 @@ def test_which_groups_are_known_is_told(ledger: ReplayLedger) -> None:
     fill(ledger, 2)
     assert sorted(ledger.known(["job/r0/1", "job/r0/7", "job/r0/0"])) == ["job/r0/0", "job/r0/1"]
     assert ledger.known([]) == []
+
+
+def test_a_group_carries_the_times_at_which_it_passed_the_stages(tmp_path: Path) -> None:
+    now = [100.0]
+    with open_ledger(tmp_path, clock=lambda: now[0]) as ledger:
+        ledger.admit([ticket(0), ticket(1)])
+        now[0] = 110.0
+        ledger.put(group(ticket(0)), None, 105.0)
+        ledger.put(group(ticket(1)), None)
+        now[0] = 120.0
+        ledger.lease(count=2, newest_version=0, max_staleness=0)
+        now[0] = 125.0
+        ledger.lease(count=2, newest_version=0, max_staleness=0, pass_number=1)
+        first, second = ledger.groups(limit=2)
+        assert (first.sampled_at, first.stored_at, first.leased_at) == (105.0, 110.0, 120.0), "the first pass counts"
+        assert (second.sampled_at, second.stored_at) == (None, 110.0)
+        ledger.release()
+        assert ledger.groups(limit=1)[0].leased_at is None, "it was not learned from"
+        now[0] = 130.0
+        ledger.lease(count=2, newest_version=0, max_staleness=0)
+        ledger.commit(1, 1)
+        assert ledger.groups(limit=1)[0].leased_at == 130.0 and ledger.committed_at() == {1: 130.0}
+
+
+def test_a_ledger_of_the_format_before_is_read_as_it_is_and_upgraded_to_be_written(tmp_path: Path) -> None:
+    with open_ledger(tmp_path) as ledger:
+        fill(ledger, 2)
+        for column in PASSAGES:
+            ledger._db.execute(f"ALTER TABLE groups DROP COLUMN {column}")
+        ledger._db.execute("PRAGMA user_version = 3")
+    with open_ledger(tmp_path, read_only=True) as reader:
+        before = reader.groups(limit=9)
+        assert len(before) == 2 and before[0].stored_at is None and reader.check() == []
+    with open_ledger(tmp_path) as ledger:
+        assert ledger.groups(limit=9) == before
+        ledger.lease(count=2, newest_version=0, max_staleness=0)
+        assert ledger.groups(limit=1)[0].leased_at is not None
+    with open_ledger(tmp_path) as ledger:
+        assert ledger.counts().leased == 2, "upgraded once"

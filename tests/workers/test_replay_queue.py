@@ -97,7 +97,7 @@ async def test_groups_that_arrive_together_share_a_transaction(
 ) -> None:
     sizes: list[int] = []
     put_many = ledger.put_many
-    monkeypatch.setattr(ledger, "put_many", lambda items: sizes.append(len(items)) or put_many(items))
+    monkeypatch.setattr(ledger, "put_many", lambda items, times: sizes.append(len(items)) or put_many(items, times))
     queue = ReplayQueue(ledger, put_timeout_seconds=1)
     await queue.admit([ticket(i) for i in range(4)])
     await asyncio.gather(*(queue.put(group(ticket(i)), SkipReason.TIE) for i in range(4)))

@@ -52,9 +52,9 @@ class ReplayWorker(LeasedWorker):
         """Write granted tickets down."""
         return await self.queue.admit(tickets)
 
-    async def put(self, group: ScoredGroup, skip: SkipReason | None = None) -> str:
+    async def put(self, group: ScoredGroup, skip: SkipReason | None = None, sampled_at: float | None = None) -> str:
         """Store a group, waiting at the bound. Returns a ``PutResult``."""
-        return await self.queue.put(group, skip)
+        return await self.queue.put(group, skip, sampled_at)
 
     async def lease(self, **wanted: Any) -> list[ScoredGroup]:
         """Hand out a batch; the arguments are those of :meth:`ReplayQueue.lease`."""

@@ -11,7 +11,7 @@ import fcntl
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -123,14 +123,22 @@ class ReplayLedger(LedgerView):
             )
         return new
 
-    def put(self, group: ScoredGroup, skip: SkipReason | None) -> PutResult:
+    def put(self, group: ScoredGroup, skip: SkipReason | None, sampled_at: float | None = None) -> PutResult:
         """Store one scored group; see :meth:`put_many`."""
-        return self.put_many([(group, skip)])[0]
+        return self.put_many([(group, skip)], {group.group_id: sampled_at})[0]
 
-    def put_many(self, items: Sequence[tuple[ScoredGroup, SkipReason | None]]) -> list[PutResult]:
+    def put_many(
+        self,
+        items: Sequence[tuple[ScoredGroup, SkipReason | None]],
+        sampled_at: Mapping[str, float | None] | None = None,
+    ) -> list[PutResult]:
         """Store scored groups in one transaction; each is stored, skipped, a duplicate, or refused because the queue is full.
 
         Groups with a reason to skip take no room. Once one group was refused, those after it are still tried: a small one may fit.
+
+        Args:
+            items: groups, each with the reason to skip it or None.
+            sampled_at: when their answers were complete, in seconds since the epoch, by group id where it is known.
 
         Raises:
             InputError: a group alone is larger than ``max_bytes``. Nothing of the call is stored.
@@ -163,13 +171,16 @@ class ReplayLedger(LedgerView):
                         continue
                     groups, size = groups + 1, size + len(body)
                 db.execute(
-                    "UPDATE groups SET state = ?, reason = ?, version = ?, policy_version = ?, bytes = ?, updated_at = ? WHERE id = ?",
+                    "UPDATE groups SET state = ?, reason = ?, version = ?, policy_version = ?, bytes = ?, sampled_at = ?, stored_at = ?, "
+                    "updated_at = ? WHERE id = ?",
                     (
                         GroupState.READY if skip is None else GroupState.SKIPPED,
                         skip,
                         group.version,
                         policy_version(group),
                         len(body),
+                        (sampled_at or {}).get(group.group_id),
+                        now,
                         now,
                         row["id"],
                     ),
@@ -241,8 +252,9 @@ class ReplayLedger(LedgerView):
             place = db.execute("SELECT count(*) FROM groups WHERE state = ?", (GroupState.LEASED,)).fetchone()[0]
             now = self._clock()
             db.executemany(
-                "UPDATE groups SET state = ?, last_pass = ?, lease_order = coalesce(lease_order, ?), updated_at = ? WHERE id = ?",
-                [(GroupState.LEASED, pass_number, place + i, now, id) for i, id in enumerate(ids)],
+                "UPDATE groups SET state = ?, last_pass = ?, lease_order = coalesce(lease_order, ?), leased_at = coalesce(leased_at, ?), "
+                "updated_at = ? WHERE id = ?",
+                [(GroupState.LEASED, pass_number, place + i, now, now, id) for i, id in enumerate(ids)],
             )
             bodies = [db.execute("SELECT body FROM payloads WHERE id = ?", (id,)).fetchone()["body"] for id in ids]
         return [unpack_group(body) for body in bodies]
@@ -290,7 +302,7 @@ class ReplayLedger(LedgerView):
         """Take back what is leased and not committed, as after a restart. Returns how many groups are ready again."""
         with self._write() as db:
             cursor = db.execute(
-                "UPDATE groups SET state = ?, last_pass = NULL, lease_order = NULL, updated_at = ? WHERE state = ?",
+                "UPDATE groups SET state = ?, last_pass = NULL, lease_order = NULL, leased_at = NULL, updated_at = ? WHERE state = ?",
                 (GroupState.READY, self._clock(), GroupState.LEASED),
             )
         return cursor.rowcount

@@ -23,6 +23,7 @@ PUT_SETTING = "resources.queue.put_timeout_seconds"
 class _Arrival:
     group: ScoredGroup
     skip: SkipReason | None
+    sampled_at: float | None
     result: asyncio.Future[PutResult]
 
 
@@ -77,8 +78,12 @@ class ReplayQueue:
         """See :meth:`ReplayLedger.admit`."""
         return self.ledger.admit(tickets)
 
-    async def put(self, group: ScoredGroup, skip: SkipReason | None = None) -> PutResult:
+    async def put(
+        self, group: ScoredGroup, skip: SkipReason | None = None, sampled_at: float | None = None
+    ) -> PutResult:
         """Store a group, waiting while the queue is full. Returns when it is on disk; never ``FULL``.
+
+        ``sampled_at``: when its answers were complete, in seconds since the epoch.
 
         Raises:
             TimeoutError: the queue was full for longer than ``resources.queue.put_timeout_seconds``.
@@ -86,7 +91,7 @@ class ReplayQueue:
             LedgerError: the group was never admitted.
         """
         seen = self._room.count
-        result = await self._arrive(group, skip)
+        result = await self._arrive(group, skip, sampled_at)
         if result is not PutResult.FULL:
             return result
         began = self._clock()
@@ -104,7 +109,7 @@ class ReplayQueue:
                     )
                 await self._room.change(seen, left)
                 seen = self._room.count
-                result = await self._arrive(group, skip)
+                result = await self._arrive(group, skip, sampled_at)
         finally:
             self._waiting -= 1
             self._wait_seconds_total += self._clock() - began
@@ -236,8 +241,8 @@ class ReplayQueue:
             "staleness_max": float(max(staleness)),
         }
 
-    async def _arrive(self, group: ScoredGroup, skip: SkipReason | None) -> PutResult:
-        arrival = _Arrival(group, skip, asyncio.get_running_loop().create_future())
+    async def _arrive(self, group: ScoredGroup, skip: SkipReason | None, sampled_at: float | None) -> PutResult:
+        arrival = _Arrival(group, skip, sampled_at, asyncio.get_running_loop().create_future())
         self._arrivals.append(arrival)
         if len(self._arrivals) == 1:
             asyncio.get_running_loop().call_soon(self._store)
@@ -247,7 +252,10 @@ class ReplayQueue:
         """Write down everything that has arrived, in one transaction."""
         arrivals, self._arrivals = self._arrivals, []
         try:
-            results = self.ledger.put_many([(arrival.group, arrival.skip) for arrival in arrivals])
+            results = self.ledger.put_many(
+                [(arrival.group, arrival.skip) for arrival in arrivals],
+                {arrival.group.group_id: arrival.sampled_at for arrival in arrivals},
+            )
         except (InputError, LedgerError):
             # one of them is at fault, and nothing was stored: each for itself finds out which
             self._store_singly(arrivals)
@@ -264,7 +272,7 @@ class ReplayQueue:
     def _store_singly(self, arrivals: Sequence[_Arrival]) -> None:
         for arrival in arrivals:
             try:
-                _settle(arrival, self.ledger.put(arrival.group, arrival.skip))
+                _settle(arrival, self.ledger.put(arrival.group, arrival.skip, arrival.sampled_at))
             except Exception as error:  # handed to the producer whose group it is
                 _settle(arrival, error)
 

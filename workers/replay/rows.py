@@ -11,7 +11,16 @@ from pydantic import Field
 from learner.records import AnswerSource, GroupState, Record, ResponseGroup, ScoredGroup, SkipReason, Stage, Ticket
 from workers.series import labelled
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+
+READABLE = (3, 4)
+"""Formats that can be looked at; one that is written to is brought to the newest first."""
+
+PASSAGES = ("sampled_at", "stored_at", "leased_at")
+"""Columns that say when a group passed a stage, in seconds since the epoch; NULL before, and for what was written in format 3."""
+
+UPGRADE = "".join(f"ALTER TABLE groups ADD COLUMN {column} REAL;" for column in PASSAGES)
+"""From format 3."""
 
 SCHEMA = """
 CREATE TABLE groups (
@@ -33,6 +42,9 @@ CREATE TABLE groups (
     duplicates INTEGER NOT NULL DEFAULT 0,
     admitted_at REAL NOT NULL,
     updated_at REAL NOT NULL,
+    sampled_at REAL,                   -- its answers were complete, by the scorer's clock
+    stored_at REAL,                    -- it was scored, and on disk
+    leased_at REAL,                    -- the learner got it
     UNIQUE (round, idx)
 ) STRICT;
 CREATE INDEX groups_by_state ON groups (state, round, idx, bytes, policy_version);
@@ -146,6 +158,9 @@ class GroupRow(Record):
     duplicates: int
     admitted_at: float
     updated_at: float
+    sampled_at: float | None = None
+    stored_at: float | None = None
+    leased_at: float | None = None
     ticket: Ticket | None = None
     group: ScoredGroup | None = None
 
@@ -191,6 +206,7 @@ def to_row(row: sqlite3.Row) -> GroupRow:
         duplicates=row["duplicates"],
         admitted_at=row["admitted_at"],
         updated_at=row["updated_at"],
+        **{column: row[column] for column in PASSAGES if column in row.keys()},  # noqa: SIM118 - a row's `in` looks at values
         ticket=None if row["ticket"] is None else unpack_ticket(row["ticket"]),
         group=None if row["payload"] is None else unpack_group(row["payload"]),
     )

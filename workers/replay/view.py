@@ -12,8 +12,10 @@ from typing import Any
 from learner.errors import InputError
 from learner.records import AnswerSource, GroupState, SkipReason, Stage, Ticket
 from workers.replay.rows import (
+    READABLE,
     SCHEMA,
     SCHEMA_VERSION,
+    UPGRADE,
     GroupRow,
     LedgerCounts,
     to_row,
@@ -128,6 +130,10 @@ class LedgerView:
         )
         return [to_row(row) for row in rows]
 
+    def committed_at(self) -> dict[int, float]:
+        """When each version was committed, in seconds since the epoch."""
+        return {row["version"]: row["committed_at"] for row in self._read("SELECT version, committed_at FROM commits")}
+
     def check(self) -> list[str]:
         """What is wrong with the file and the account; empty when all is well. Reads everything."""
         faults = [row[0] for row in self._read("PRAGMA integrity_check") if row[0] != "ok"]
@@ -200,7 +206,9 @@ def _open(path: Path, read_only: bool) -> sqlite3.Connection:
         if found == 0 and not read_only and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
             db.executescript(f"BEGIN IMMEDIATE;{SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
             found = SCHEMA_VERSION
-        if found != SCHEMA_VERSION:
+        if found in READABLE and found != SCHEMA_VERSION and not read_only:
+            db.executescript(f"BEGIN IMMEDIATE;{UPGRADE}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+        if found not in READABLE:
             raise InputError(f"{path} is not a replay ledger of this release (format {found}, not {SCHEMA_VERSION})")
     except sqlite3.DatabaseError as error:
         db.close()

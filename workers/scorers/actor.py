@@ -103,6 +103,7 @@ class ScorerWorker(LeasedWorker):
         Raises:
             TimeoutError: the queue stayed full longer than ``resources.queue.put_timeout_seconds``.
         """
+        sampled_at = time.time()
         async with self.room:
             waiting = _Waiting(group, asyncio.get_running_loop().create_future())
             await self.waiting.put(waiting)
@@ -116,7 +117,7 @@ class ScorerWorker(LeasedWorker):
                 truncated_candidates=result.truncated_candidates,
             )
             skip = pairing.skip_reason(scored, self.setup.pairing, self.setup.truncated, self.setup.scorer.temperature)
-            return await self._store(scored, skip)
+            return await self._store(scored, skip, sampled_at)
 
     async def evaluate(
         self, version: int, began: float, shares: int, *answers: Sequence[EvaluationAnswer]
@@ -206,7 +207,7 @@ class ScorerWorker(LeasedWorker):
             raise RuntimeError(f"{self.setup.name} was asked to score before it had started")
         return self.scorer
 
-    async def _store(self, group: ScoredGroup, skip: object) -> str:
+    async def _store(self, group: ScoredGroup, skip: object, sampled_at: float) -> str:
         limit = time.monotonic() + self.setup.put_timeout_seconds
         while True:
             try:
@@ -215,6 +216,7 @@ class ScorerWorker(LeasedWorker):
                         "put",
                         group,
                         skip,
+                        sampled_at,
                         timeout_seconds=self.setup.put_timeout_seconds,
                         setting="resources.queue.put_timeout_seconds",
                     )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from learner.errors import InputError
 from learner.preference import win_matrix, win_probabilities
 from learner.records import Answer, GroupState, ScoredGroup
 from services.api.context import Shared, paths_of
 from services.api.guard import READ
 from services.api.models import Sample, SampledAnswer, SamplePage
+from services.jobs.group_pages import cut, read_cursor
 from services.jobs.records import JobRecord
 from services.jobs.spec import JobSpec
 from workers.replay.rows import GroupRow
@@ -33,7 +32,7 @@ def samples(
     """What was sampled, in order of round and index."""
     job = shared.store.get(job_id)
     path = paths_of(job).replay_database
-    cursor = _cursor(after)
+    cursor = read_cursor(after)
     if not path.is_file():  # not begun to sample
         return SamplePage(samples=(), next=None)
     view = LedgerView(path)
@@ -42,17 +41,8 @@ def samples(
     finally:
         view.close()
     temperature = _scorer_temperature(job)
-    page = tuple(_sample(row, temperature) for row in rows[:limit])
-    return SamplePage(samples=page, next=f"{page[-1].round}.{page[-1].index}" if len(rows) > limit else None)
-
-
-def _cursor(after: str | None) -> tuple[int, int] | None:
-    if after is None:
-        return None
-    match = re.fullmatch(r"(\d{1,9})\.(\d{1,9})", after)
-    if match is None:
-        raise InputError(f"after: {after!r} is not a cursor; take `next` of the page before")
-    return int(match[1]), int(match[2])
+    page, following = cut(rows, limit)
+    return SamplePage(samples=tuple(_sample(row, temperature) for row in page), next=following)
 
 
 def _scorer_temperature(job: JobRecord) -> float:
