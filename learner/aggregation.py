@@ -5,9 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LEAST_RANKS = 3
-"""With fewer vectors nobody can tell which one is wrong."""
-
 
 def coordinate_median(vectors: Tensor) -> Tensor:
     """``[n]``: the median of every coordinate; of an even number the mean of the middle two.

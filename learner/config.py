@@ -95,6 +95,9 @@ class OptimizerConfig(Config):
     )
 
 
+LEAST_ROBUST_RANKS = 3
+"""With fewer gradients than this nobody can tell which one is wrong."""
+
 PairingRule = Literal["auto", "best-worst", "all-pairs", "random-pair", "top-vs-rest", "all", "did"]
 
 

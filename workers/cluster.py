@@ -46,6 +46,7 @@ __all__ = [
     "free",
     "kill",
     "leave",
+    "node_address",
     "nodes",
     "spawn",
 ]
@@ -147,6 +148,12 @@ def free() -> list[Node]:
 
 def _node(resources: Mapping[str, float]) -> Node:
     return Node(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), roles=carried(resources))
+
+
+def node_address() -> str:
+    """The address of this machine as the others of the cluster reach it."""
+    address: str = ray.util.get_node_ip_address()
+    return address
 
 
 def spawn(

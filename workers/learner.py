@@ -1,4 +1,4 @@
-"""The learner's Ray actor: leases optimizer batches from the replay queue, steps, and publishes versions.
+"""The learner's rank 0 as a Ray actor: leases optimizer batches from the replay queue, steps, and publishes versions.
 
 Publishing is the checkpoint (rule 11): the version's files are in the store first, then one transaction of the queue consumes the groups
 that made it. That commit is what makes a version exist; a version in the store without it is a leftover of a crash and is discarded.
@@ -8,51 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from learner.config import TrainerConfig
 from learner.digests import sha256
 from learner.records import FileEntry, Module, PolicyVersion, Record, ScoredGroup, VersionManifest
-from learner.rendered import RenderedPrompt, refuse_difference_from_transformers
-from workers import logs, process_tree
-from workers.cluster import LeasedWorker, Link
-from workers.models import require_folder, require_policy
+from workers import cluster
+from workers.cluster import Link
+from workers.learner_rank import LearnerSetup, Result, TrainerActor
+from workers.learner_team import together
 
 if TYPE_CHECKING:
-    from learner.trainer import Snapshot, Trainer
-
-
-@dataclass(frozen=True)
-class LearnerSetup:
-    """What the learner needs to know.
-
-    Attributes:
-        queue: name of the replay queue's actor.
-        versions: name of the version store's actor.
-        canary_prompts: token ids of texts that version 0's canary is measured on.
-        rendered: prompts that transformers must render to the same token ids (rule 2).
-    """
-
-    name: str
-    job_id: str
-    logs: Path
-    trainer: TrainerConfig
-    queue: str
-    versions: str
-    canary_prompts: tuple[tuple[int, ...], ...]
-    max_staleness: int
-    rendered: tuple[RenderedPrompt, ...] = ()
+    from learner.trainer import Snapshot
 
 
 class LearnerStanding(Record):
-    """Where the learner is: its newest version, and its optimizer steps."""
+    """Where the learner is: its newest version, its optimizer steps, and how many ranks make the next ones."""
 
     version: int
     learner_step: int
+    ranks: int = 1
 
 
 class StepResult(Record):
@@ -63,17 +39,13 @@ class StepResult(Record):
     metrics: dict[str, float]
 
 
-class LearnerWorker(LeasedWorker):
-    """One learner rank in an actor of its own. The controller says when; the groups come straight from the queue."""
+class LearnerWorker(TrainerActor):
+    """The learner's rank 0 in an actor of its own. The controller says when; the groups come straight from the queue."""
 
     def __init__(self, setup: LearnerSetup, lease_seconds: float) -> None:
-        process_tree.guard()
-        super().__init__(lease_seconds)
-        self.log = logs.write_to(setup.logs, setup.name)
-        self.setup = setup
+        super().__init__(setup, lease_seconds)
         self.queue = Link(setup.queue)
-        self.store = Link(setup.versions)
-        self.trainer: Trainer | None = None
+        self.others: tuple[Link, ...] = ()
         self.version = -1
         self.published: PolicyVersion | None = None
         self.learned: set[str] = set()
@@ -84,13 +56,13 @@ class LearnerWorker(LeasedWorker):
         Raises:
             InputError: the policy cannot be loaded, or transformers renders its prompts to other token ids.
         """
-        if self.trainer is None:
-            self.trainer = await asyncio.to_thread(self._build)
+        await self._load()
         return await self.go_back()
 
     async def go_back(self) -> LearnerStanding:
         """Go back to the newest committed version; what was leased since is released, and what was not committed is discarded (rule 11)."""
         trainer = self._ready()
+        await self._part()
         committed: int | None = await self.queue.call("committed_version")
         for module in trainer.modules:
             await self.store.call("discard_after", module, -1 if committed is None else committed)
@@ -102,7 +74,7 @@ class LearnerWorker(LeasedWorker):
         else:
             manifests = [await self.store.call("manifest", module, committed) for module in trainer.modules]
             files = [await self.store.call("files", module, committed) for module in trainer.modules]
-            await asyncio.to_thread(trainer.restore, *files)
+            await self._alone(trainer.restore, *files)
             self.version, self.published = committed, PolicyVersion(manifests=tuple(manifests))
         return self._standing()
 
@@ -112,19 +84,35 @@ class LearnerWorker(LeasedWorker):
             raise RuntimeError(f"{self.setup.name} was asked for its version before it had started")
         return self.published
 
-    async def begin_version(self, round: int, version: int, domain: str | None = None) -> LearnerStanding:
+    async def begin_version(
+        self, round: int, version: int, domain: str | None = None, ranks: Sequence[str] = ()
+    ) -> LearnerStanding:
         """Learn from here on towards the version after ``version``, with the policy as it stands as the reference `round`.
 
-        ``domain``: of the prompts; None where they are mixed.
+        Args:
+            round: number of the round.
+            version: that it stands at.
+            domain: of the prompts; None where they are mixed.
+            ranks: names of the other ranks that are up, which learn with it.
+
+        Raises:
+            WorkerDied: another rank died.
+            WorkerUnavailable: another rank cannot be reached.
         """
         if version != self.version:
             raise RuntimeError(f"{self.setup.name} stands at version {self.version}, and cannot go on from {version}")
-        with self.activity.busy():
-            await asyncio.to_thread(self._ready().begin_version, round, version, domain)
+        if tuple(other.name for other in self.others) != tuple(ranks):
+            await self._meet(tuple(Link(name) for name in ranks))
+        await self._all("begin_version", self._ready().begin_version, round, version, domain)
         return self._standing()
 
     async def step(self, count: int, *, minimum: int | None, pass_number: int, round: int | None) -> StepResult | None:
-        """One optimizer step on ``count`` groups, or on at least ``minimum``; None when the queue has no such batch now."""
+        """One optimizer step on ``count`` groups, or on at least ``minimum``; None when the queue has no such batch now.
+
+        Raises:
+            WorkerDied: another rank died.
+            WorkerUnavailable: another rank cannot be reached.
+        """
         began = time.monotonic()
         groups: list[ScoredGroup] = await self.queue.call(
             "lease",
@@ -139,8 +127,7 @@ class LearnerWorker(LeasedWorker):
             return None
         leased = time.monotonic()
         self.learned |= {group.group_id for group in groups}
-        with self.activity.busy():
-            report = await asyncio.to_thread(self._ready().step, groups, self.version)
+        report = await self._all("learn", self._ready().step, groups, self.version)
         return StepResult(
             groups=len(groups),
             learner_step=report.learner_step,
@@ -158,9 +145,10 @@ class LearnerWorker(LeasedWorker):
         """
         if version == self.version:
             return {}
-        with self.activity.busy():
-            metrics = await asyncio.to_thread(self._ready().combine)
+        metrics = await self._alone(self._ready().combine)
         await self.publish(version)
+        # a search for weights is not made twice, nor in two places
+        await self._others("settle", version, None)
         return metrics
 
     async def publish(self, version: int) -> PolicyVersion:
@@ -169,8 +157,7 @@ class LearnerWorker(LeasedWorker):
             return self.published
         if version != self.version + 1:
             raise RuntimeError(f"{self.setup.name} stands at version {self.version}, and cannot publish {version}")
-        with self.activity.busy():
-            fast = await asyncio.to_thread(self._ready().snapshot, version)
+        fast = await self._alone(self._ready().snapshot, version)
         parts: list[tuple[Module, Snapshot]] = [("fast", fast)]
         if fast.slow is not None:
             parts.append(("slow", fast.slow))
@@ -183,21 +170,53 @@ class LearnerWorker(LeasedWorker):
         await self.queue.call("commit", version, fast.learner_step, len(self.learned))
         self.learned.clear()
         self.version, self.published = version, published
+        await self._others("settle", version, tuple(part.digest for _, part in parts))
         return published
 
-    async def stop(self) -> None:
-        """Nothing to close: everything worth keeping was published."""
+    # ---- the other ranks ----------------------------------------------------------------------------------------
 
-    def _build(self) -> Trainer:
-        from learner.trainer import Trainer
+    async def _meet(self, others: tuple[Link, ...]) -> None:
+        """Learn from here on together with these ranks, all at the version that it stands at; without others, alone."""
+        from learner.distributed import open_store
 
-        policy = self.setup.trainer.policy
-        require_policy(policy.model, revision=policy.revision)
-        if policy.adapter is not None:
-            require_folder("policy.adapter", policy.adapter)
-        if self.setup.rendered:
-            refuse_difference_from_transformers(policy.model, self.setup.rendered, revision=policy.revision)
-        return Trainer(self.setup.trainer, self._fetch_adapter)
+        await self._part()
+        if not others:
+            return
+        self.others, size = others, len(others) + 1
+        # what takes long, and fails rather, comes before all wait for each other
+        await self._others("settle", self.version, None)
+        address, patience = cluster.node_address(), self.setup.trainer.learner.rank_timeout_seconds
+        store = await asyncio.to_thread(open_store, address, size, patience)
+        joining = [
+            self._begin(other, "join", number, size, address, store.port) for number, other in enumerate(others, 1)
+        ]
+        await self._together(self._alone(self._enter, store, 0, size), joining)
+
+    async def _part(self) -> None:
+        """Learn alone from here on."""
+        self.others = ()
+        await self._alone(self._leave)
+
+    async def _all(self, method: str, own: Callable[..., Result], *args: Any) -> Result:
+        """Do something here, and have the other ranks do the same by their ``method``."""
+        return await self._together(
+            self._alone(own, *args), [self._begin(other, method, *args) for other in self.others]
+        )
+
+    async def _others(self, method: str, *args: Any) -> None:
+        """Have the other ranks do something."""
+        await self._together(asyncio.sleep(0), [self._begin(other, method, *args) for other in self.others])
+
+    def _begin(self, other: Link, method: str, *args: Any) -> Awaitable[Any]:
+        patience = self.setup.trainer.learner.step_timeout_seconds
+        return other.call(method, *args, timeout_seconds=patience, setting="resources.learner.step_timeout_seconds")
+
+    async def _together(self, own: Awaitable[Result], calls: Sequence[Awaitable[Any]]) -> Result:
+        try:
+            return await together(own, dict(zip((other.name for other in self.others), calls, strict=True)))
+        except Exception:
+            self.others = ()  # so that the next version begins with a new group
+            raise
 
     def _manifest(self, module: Module, version: int, part: Snapshot, created: datetime) -> VersionManifest:
         return VersionManifest(
@@ -213,17 +232,10 @@ class LearnerWorker(LeasedWorker):
             created_at=created,
         )
 
-    def _fetch_adapter(self, module: Module, version: int) -> Mapping[str, bytes]:
-        files: Mapping[str, bytes] = self.store.call_blocking("adapter_files", module, version)
-        return files
-
-    def _ready(self) -> Trainer:
-        if self.trainer is None:
-            raise RuntimeError(f"{self.setup.name} was asked to learn before it had started")
-        return self.trainer
-
     def _standing(self) -> LearnerStanding:
-        return LearnerStanding(version=self.version, learner_step=self._ready().learner_step)
+        return LearnerStanding(
+            version=self.version, learner_step=self._ready().learner_step, ranks=len(self.others) + 1
+        )
 
 
 def _entry(data: bytes) -> FileEntry:

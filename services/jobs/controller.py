@@ -156,7 +156,15 @@ class JobController:
 
     def _check_capacity(self, spec: JobSpec) -> None:
         resources = spec.resources
-        demands = [Demand("resources.learner", resources.learner.cpus, resources.learner.gpus, role="learner")]
+        demands = [
+            Demand(
+                "resources.learner",
+                resources.learner.cpus,
+                resources.learner.gpus,
+                resources.learner.ranks,
+                role="learner",
+            )
+        ]
         if spec.samples:
             demands += [
                 Demand(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,8 @@ from services.jobs.spec import JobSpec
 from workers import cluster
 from workers.chat import MAX_ANSWERS
 from workers.cluster import Link
-from workers.learner import LearnerSetup, LearnerWorker, prompts_for_canary
+from workers.learner import LearnerWorker, prompts_for_canary
+from workers.learner_rank import LearnerRank, LearnerSetup
 from workers.replay.actor import ReplaySetup, ReplayWorker
 from workers.roles import Role
 from workers.sampler.actor import SamplerSetup, SamplerWorker
@@ -32,7 +33,7 @@ class Member:
     """One worker: its actor class, its arguments and its resources."""
 
     name: str
-    role: Literal["queue", "versions", "scorer", "learner", "sampler"]
+    role: Literal["queue", "versions", "scorer", "learner-rank", "learner", "sampler"]
     actor: type
     arguments: tuple[Any, ...]
     cpus: float
@@ -44,6 +45,8 @@ class Member:
     @property
     def place(self) -> Role:
         """What a machine must carry to have it."""
+        if self.role == "learner-rank":
+            return "learner"
         return self.role if self.role in ("sampler", "scorer", "learner") else "data"
 
     @cached_property
@@ -79,13 +82,14 @@ class Crew:
         self.queue = self._queue(lease)
         self.versions = self._versions(lease)
         self.scorers = self._scorers(lease) if spec.samples else ()
-        self.learner = self._learner(lease, prompts, uncompared)
+        self.learner, *others = self._learners(lease, prompts, uncompared)
+        self.ranks = tuple(others)
         self.samplers = self._samplers(lease, worker_extension) if spec.samples else ()
 
     @property
     def members(self) -> tuple[Member, ...]:
         """All of them, those that others need first."""
-        return (self.queue, self.versions, *self.scorers, self.learner, *self.samplers)
+        return (self.queue, self.versions, *self.scorers, *self.ranks, self.learner, *self.samplers)
 
     def member(self, name: str) -> Member:
         """The worker of that name."""
@@ -153,9 +157,10 @@ class Crew:
             ),
         )
 
-    def _learner(
+    def _learners(
         self, lease: float, prompts: Sequence[Sequence[int]], uncompared: tuple[RenderedPrompt, ...]
-    ) -> Member:
+    ) -> list[Member]:
+        """Rank 0, and the ranks beside it."""
         spec, resources = self.spec, self.spec.resources.learner
         setup = LearnerSetup(
             name=self._name("learner"),
@@ -181,9 +186,12 @@ class Crew:
             rendered=uncompared,
             max_staleness=spec.schedule.max_staleness,
         )
-        return Member(
-            setup.name, "learner", LearnerWorker, (setup, lease), resources.cpus, resources.gpus, resources.threads
-        )
+        size = (resources.cpus, resources.gpus, resources.threads)
+        members = [Member(setup.name, "learner", LearnerWorker, (setup, lease), *size)]
+        for number in range(1, resources.ranks):
+            own = replace(setup, name=self._name(f"learner-{number}"))
+            members.append(Member(own.name, "learner-rank", LearnerRank, (own, lease), *size))
+        return members
 
     def _samplers(self, lease: float, worker_extension: str | None) -> tuple[Member, ...]:
         spec, resources = self.spec, self.spec.resources.sampler

@@ -57,6 +57,7 @@ class SelfPlayLoop:
         self.watchdog = ProgressWatchdog(spec.resources.fleet.progress_timeout_seconds, clock())
         self.version = 0
         self.learner_step = 0
+        self.ranks = 1
         self.plan = DomainPlan(spec.schedule)
         self.unpaused = asyncio.Event()
         self.unpaused.set()
@@ -153,9 +154,11 @@ class SelfPlayLoop:
                     self.version,
                     self.version,
                     self.plan.at(self.version).name,
+                    await self.supervisor.ready_ranks(),
                     timeout_seconds=self.spec.resources.learner.step_timeout_seconds,
                     setting="resources.learner.step_timeout_seconds",
                 )
+                self._tell_ranks(standing.ranks)
                 self.learner_step = standing.learner_step
                 self.intake.open.set()
                 learned = await self._learn_passes(began)
@@ -406,6 +409,14 @@ class SelfPlayLoop:
 
     async def _sampler_died(self, name: str) -> None:
         await self.intake.sampler_died(name, self.version)
+
+    def _tell_ranks(self, ranks: int) -> None:
+        if ranks != self.ranks:
+            self.ranks = ranks
+            asked = self.spec.resources.learner.ranks
+            self.journal.event(
+                "learner_ranks", f"{ranks} of {asked} learner ranks learn from version {self.version} on", ranks=ranks
+            )
 
     def _tell_progress(self, standing: Standing, counts: LedgerCounts) -> None:
         size = self.spec.schedule.prompts_per_round

@@ -141,11 +141,11 @@ def _learner(spec: JobSpec, model: ModelFiles | None) -> list[MemoryItem]:
             # the logits, their float32 copy's log-softmax and its gradient
             logits = config.logit_chunk_tokens * model.vocabulary * 4 * 3
     return [
-        MemoryItem("learner", "weights", place, weights),
-        MemoryItem("learner", "adapter, gradient, optimizer, references", place, adapter),
-        MemoryItem("learner", "activations of a micro-batch", place, activations),
-        MemoryItem("learner", "logits of a chunk", place, logits),
-        MemoryItem("learner", "process", "main memory", PROCESS_BYTES["learner"]),
+        MemoryItem("learner", "weights", place, weights, config.ranks),
+        MemoryItem("learner", "adapter, gradient, optimizer, references", place, adapter, config.ranks),
+        MemoryItem("learner", "activations of a micro-batch", place, activations, config.ranks),
+        MemoryItem("learner", "logits of a chunk", place, logits, config.ranks),
+        MemoryItem("learner", "process", "main memory", PROCESS_BYTES["learner"], config.ranks),
     ]
 
 

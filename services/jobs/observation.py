@@ -10,7 +10,7 @@ from workers.messages import SamplerStatus
 from workers.replay.rows import LedgerCounts
 from workers.series import labelled
 
-ENGINES = ("sampler", "scorer", "learner")
+ENGINES = ("sampler", "scorer", "learner", "learner-rank")
 """Roles whose time is counted: the others only keep data."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from importlib.metadata import entry_points
 from math import ceil
 
+from learner.config import LEAST_ROBUST_RANKS
 from learner.objectives.parameters import SppoParameters
 from services.jobs.adapter_checks import adapter_problems
 from services.jobs.machine import SERVICE_CPUS, Machine
@@ -31,6 +32,7 @@ def problems(spec: JobSpec) -> Iterator[str]:
     yield from _slots(spec)
     yield from _queue(spec)
     yield from _devices(spec)
+    yield from _ranks(spec)
     yield from _judges(spec)
     yield from _times(spec)
 
@@ -39,13 +41,17 @@ def machine_problems(spec: JobSpec, machine: Machine) -> Iterator[str]:
     """What the job asks for beyond this machine. Not asked where a cluster runs the job."""
     resources = spec.resources
     sampler, scorer, learner = resources.sampler, resources.scorer, resources.learner
-    cpus, gpus = learner.cpus + SERVICE_CPUS, learner.gpus
-    told, remedy = f"learner {learner.cpus:g} + services {SERVICE_CPUS:g}", "lower resources.learner.cpus"
+    cpus, gpus = learner.ranks * learner.cpus + SERVICE_CPUS, learner.ranks * learner.gpus
+    several = f"{learner.ranks} x " if learner.ranks > 1 else ""
+    told = f"learner {several}{learner.cpus:g} + services {SERVICE_CPUS:g}"
+    remedy = "lower resources.learner.cpus" + (" or resources.learner.ranks" if several else "")
     if spec.samples:
         cpus += sampler.count * sampler.cpus + scorer.cpus
         gpus += sampler.count * sampler.gpus + scorer.gpus
         told = f"sampler {sampler.count} x {sampler.cpus:g} + scorer {scorer.cpus:g} + {told}"
-        remedy = "lower resources.*.cpus or resources.sampler.count"
+        remedy = "lower resources.*.cpus or resources.sampler.count" + (
+            " or resources.learner.ranks" if several else ""
+        )
     if cpus > machine.cpus + 1e-9:
         yield f"resources: {told} = {cpus:g} CPUs, and this machine has {machine.cpus}; {remedy}"
     if gpus > machine.gpus:
@@ -246,6 +252,21 @@ def _devices(spec: JobSpec) -> Iterator[str]:
     on_cpu = [name for name, gpus in (*users, ("learner", resources.learner.gpus)) if gpus == 0]
     if spec.policy.dtype == "float16" and on_cpu:
         yield f"policy.dtype: float16 does not go with the {' and the '.join(on_cpu)} on the CPU; use float32 or bfloat16"
+
+
+def _ranks(spec: JobSpec) -> Iterator[str]:
+    """What several learner ranks cannot do, or a single one."""
+    learner, batch = spec.resources.learner, spec.schedule.prompts_per_step
+    if learner.gradient_reducer != "mean" and learner.ranks < LEAST_ROBUST_RANKS:
+        yield (
+            f"resources.learner.gradient_reducer: {learner.gradient_reducer} needs at least {LEAST_ROBUST_RANKS} ranks, since with fewer nobody can "
+            f"tell which gradient is wrong, and resources.learner.ranks is {learner.ranks}; raise it, or use mean"
+        )
+    if learner.ranks > batch:
+        yield (
+            f"resources.learner.ranks: {learner.ranks} is more than the {batch} groups of an optimizer batch (schedule.prompts_per_step), so "
+            "that some would have nothing to learn from; lower it"
+        )
 
 
 def _judges(spec: JobSpec) -> Iterator[str]:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from learner import canary
+from learner.config import LEAST_ROBUST_RANKS
 from learner.records import PolicyVersion, VersionManifest
 from services.jobs.crew import Crew, Member
 from services.jobs.errors import JobFailure
@@ -53,6 +54,7 @@ class Supervisor:
         self.sampler_died = sampler_died
         self.newest: PolicyVersion | None = None
         self.restarts: Counter[str] = Counter()
+        self.given_up: set[str] = set()
         self.silent_since: dict[str, float] = {}
         self.activities: dict[str, dict[str, float]] = {}
         self.up = {member.name: asyncio.Event() for member in crew.members}
@@ -88,6 +90,35 @@ class Supervisor:
                 "worker_start_timeout", f"{name} did not come up within {member.start_timeout_seconds:g} s; see its log"
             ) from error
         return member.link
+
+    async def ready_ranks(self) -> tuple[str, ...]:
+        """Names of the learner's other ranks that are up. One that has died is waited for, but no longer than ranks wait for each other.
+
+        Raises:
+            JobFailure: too few are left for the gradient reducer.
+        """
+        learner, ranks = self.spec.resources.learner, self.crew.ranks
+        if not ranks:
+            return ()
+        await asyncio.gather(
+            *(
+                self._beat(member, self.spec.resources.fleet.lease_seconds)
+                for member in ranks
+                if self.up[member.name].is_set()
+            )
+        )
+        expected = [self.up[member.name].wait() for member in ranks if member.name not in self.given_up]
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*expected), learner.rank_timeout_seconds)
+        names = tuple(member.name for member in ranks if self.up[member.name].is_set())
+        if learner.gradient_reducer != "mean" and len(names) + 1 < LEAST_ROBUST_RANKS:
+            raise JobFailure(
+                "too_few_learner_ranks",
+                f"{len(names) + 1} of {learner.ranks} learner ranks are left, and resources.learner.gradient_reducer: "
+                f"{learner.gradient_reducer} needs {LEAST_ROBUST_RANKS}; see the logs of those that died",
+                "resources.learner.gradient_reducer",
+            )
+        return names
 
     async def look(self) -> list[SamplerStatus]:
         """One heartbeat: renew every lease, restart the dead, and return the samplers' statuses."""
@@ -157,6 +188,14 @@ class Supervisor:
         else:
             self.restarts[member.name] += 1
             if self.restarts[member.name] > self.spec.resources.fleet.max_worker_restarts:
+                if member.role == "learner-rank":
+                    self.given_up.add(member.name)
+                    self.journal.event(
+                        "learner_rank_given_up",
+                        f"{member.name} is not started again; the other ranks learn without it",
+                        worker=member.name,
+                    )
+                    return
                 self.fail(
                     JobFailure(
                         "worker_restarts",
