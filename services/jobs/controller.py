@@ -73,6 +73,7 @@ class JobController:
             self.log.exception("the report was not written")
             with suppress(UnknownJob):  # it was deleted as soon as it had ended
                 self.journal.event("warning", f"the report was not written: {error}")
+        await asyncio.to_thread(self.journal.end_tracking, self.paths.report)
         cluster.leave()
 
     async def _run_to_its_end(self) -> None:
@@ -103,6 +104,7 @@ class JobController:
         self.journal.state(JobState.VALIDATING)
         job = await asyncio.to_thread(self._validate)
         spec = job.spec
+        self.journal.track(spec, self.paths)
         for warning in job.warnings:
             self.journal.event("warning", warning)
         self._check_capacity(spec)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from learner.records import VersionManifest
+from services.jobs.layout import JobPaths
 from services.jobs.records import JobError
+from services.jobs.spec import JobSpec
 from services.jobs.state import JobState, RequestedAction
 from services.jobs.store import JobStore
+from services.jobs.trackers import Forwarder, open_tracker
 
 
 class Journal:
@@ -17,6 +22,7 @@ class Journal:
 
     def __init__(self, store: JobStore, job_id: str, log: logging.Logger) -> None:
         self.store, self.job_id, self.log = store, job_id, log
+        self._forwarders: list[Forwarder] = []
         self._told: tuple[float, str] | None = None
 
     def event(self, kind: str, message: str, /, **data: Any) -> None:
@@ -29,6 +35,21 @@ class Journal:
     ) -> None:
         """Numbers of this moment."""
         self.store.add_metrics(self.job_id, values, version=version, learner_step=learner_step)
+        for forwarder in self._forwarders:
+            forwarder.metrics(values, version=version, learner_step=learner_step)
+
+    def track(self, spec: JobSpec, paths: JobPaths) -> None:
+        """Tell the job's trackers from now on."""
+        for name in spec.output.trackers:
+            build = partial(open_tracker, name, self.job_id, spec, paths)
+            self._forwarders.append(Forwarder(name, build, partial(self.event, "warning")))
+
+    def end_tracking(self, report: Path) -> None:
+        """Give the trackers the report, and let them finish. Blocks for a while where one is slow."""
+        for forwarder in self._forwarders:
+            if report.is_file():
+                forwarder.keep(report)
+            forwarder.close()
 
     def progress(self, fraction: float, stage: str) -> None:
         """How far the job is, in 0..1, and what it is doing. Told only when it shows, since every write waits for the disk."""

@@ -119,12 +119,19 @@ class ResourcesConfig(Config):
     fleet: FleetConfig = Field(default=FleetConfig(), description="How workers are watched, proved and replaced.")
 
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
+
+
 class OutputConfig(Config):
-    """What is kept."""
+    """What is kept, and who is told."""
 
     keep_samples: bool = Field(default=True, description="Keep the text of learned groups, for inspection and export.")
     keep_versions: Literal["all", "best-and-newest"] = Field(
         default="all", description="Versions kept on disk when the job ends."
+    )
+    trackers: tuple[TrackerName, ...] = Field(
+        default=(),
+        description="Where metrics and the report go too; each needs its package: `pip install tensorboard`, `wandb` or `mlflow`.",
     )
 
 

@@ -15,7 +15,7 @@ from learner.errors import InputError
 from learner.records import Prompt
 from learner.references import resolve_reference
 from learner.rendered import RenderedPrompt, refuse_difference_from_transformers
-from services.jobs import model_checks, scorer_checks, spec_checks
+from services.jobs import model_checks, scorer_checks, spec_checks, trackers
 from services.jobs.hub import fetch_small_files
 from services.jobs.machine import Machine
 from services.jobs.memory import MemoryEstimate, estimate_memory
@@ -98,6 +98,7 @@ def validate_job(
         InputError: one line for each problem, each beginning with the key's path.
     """
     _refuse(spec_checks.problems(spec))
+    _refuse(trackers.problems(spec.output.trackers))
     if machine is not None:
         _refuse(spec_checks.machine_problems(spec, machine))
     spec = resolve_paths(spec, base_dir, allowed_roots)
