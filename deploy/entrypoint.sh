@@ -4,7 +4,7 @@
 #   ray-head [ROLE ...]  the cluster's first Ray node. Roles (data, sampler, scorer, learner) say what it carries; default: data
 #   ray-node ROLE ...    a further Ray node with these roles (SPARRING_RAY_ADDRESS names the head)
 #   api                  the REST API, on a Ray node of its own that offers nothing (SPARRING_RAY_ADDRESS names the head)
-#   secrets              make what is missing of the cluster's secrets in /secrets: the API key and the passwords
+#   secrets              make what is missing of the cluster's secrets: the API key and the passwords in /secrets, Ray's token in /ray
 #   anything else is run as it stands, e.g. `sparring validate job.yaml`
 set -euo pipefail
 
@@ -42,9 +42,9 @@ resources() {
 
 # Waits for what a sentence names until the command answers.
 wait_for() {
-    local seconds=${SPARRING_WAIT_SECONDS:-180}
-    until timeout 30 "${@:2}" >/tmp/waited 2>&1; do
-        ((SECONDS < seconds)) || fail "no $1 after $seconds s (SPARRING_WAIT_SECONDS): $(tail -n 1 /tmp/waited)" 1
+    local seconds=${SPARRING_WAIT_SECONDS:-180} said
+    until said=$(timeout 30 "${@:2}" 2>&1); do
+        ((SECONDS < seconds)) || fail "no $1 after $seconds s (SPARRING_WAIT_SECONDS): ${said##*$'\n'}" 1
         sleep 1
     done
 }
@@ -98,6 +98,6 @@ case ${1:-} in
         ;;
     api) api ;;
     # Readable for every service that mounts the folder; on the host it is the engine's own.
-    secrets) for name in api_key postgres_password grafana_password; do secret "/secrets/$name" 022; done ;;
+    secrets) for file in /secrets/{api_key,postgres_password,grafana_password} /ray/token; do secret "$file" 022; done ;;
     *) exec "$@" ;;
 esac

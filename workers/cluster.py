@@ -99,7 +99,7 @@ def connect(
         object_store_bytes: memory of a local one's object store.
 
     Raises:
-        InputError: there is no cluster at the address.
+        InputError: there is no cluster at the address, or it asks for another token.
     """
     if ray.is_initialized():
         return
@@ -112,6 +112,11 @@ def connect(
             raise InputError(
                 f"no Ray cluster answers at {address} (SPARRING_RAY_ADDRESS): {error}; start one with `ray start --head`, "
                 "or leave the address out to run locally"
+            ) from error
+        except ray_errors.AuthenticationError as error:
+            raise InputError(
+                f"the Ray cluster at {address} (SPARRING_RAY_ADDRESS) asks for its token; set RAY_AUTH_MODE=token, and put the token of the "
+                "head's ~/.ray/auth_token into a file that RAY_AUTH_TOKEN_PATH names"
             ) from error
         return
     python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

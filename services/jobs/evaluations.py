@@ -6,6 +6,7 @@ Answers go from the samplers to the scorer by reference; they never pass through
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -18,7 +19,7 @@ from services.jobs.prepare import PreparedPrompts
 from services.jobs.selection import Evaluation, best_version, stop_reason
 from services.jobs.spec import JobSpec
 from services.jobs.transfer import transfer_metrics
-from workers.errors import WorkerError
+from workers.errors import CallTimeout, WorkerError, WorkerUnavailable
 from workers.fleet import Fleet
 from workers.messages import EvaluationItem, EvaluationResult
 
@@ -27,6 +28,12 @@ TRIES = 3
 
 RETRY_SECONDS = 3.0
 """Between two tries: time for the heartbeat to notice the death."""
+
+PING_SECONDS = 20.0
+"""A worker that is there says so within this time, whatever it works on."""
+
+SILENCE = 60.0
+"""Seconds beyond a lease within which the heartbeat has called a silent worker dead."""
 
 
 class Evaluator:
@@ -72,19 +79,27 @@ class Evaluator:
             ready: waits until the scorer is up and samplers serve a version; a worker may be being restarted.
 
         Raises:
-            WorkerError: workers kept dying.
+            WorkerError: workers kept dying, or cannot be reached although nobody calls them dead.
         """
-        for attempt in range(TRIES):
+        deaths, silence_ends = 0, math.inf
+        while True:
             await ready()
             try:
+                await self._all_answer()
                 result = await self._evaluate(version)
                 break
-            except WorkerError as error:
-                self.journal.log.warning("evaluation of version %d, try %d: %s", version, attempt + 1, error)
-                self.baseline = []
-                if attempt == TRIES - 1:
+            except WorkerUnavailable as error:
+                # a machine that cannot be reached may be back in a minute; the heartbeat calls its workers dead after a lease at the latest
+                silence_ends = min(silence_ends, time.monotonic() + self.spec.resources.fleet.lease_seconds + SILENCE)
+                if time.monotonic() > silence_ends:
                     raise
-                await asyncio.sleep(RETRY_SECONDS)
+                self._again(version, error)
+            except WorkerError as error:
+                deaths += 1
+                if deaths == TRIES:
+                    raise
+                self._again(version, error)
+            await asyncio.sleep(RETRY_SECONDS)
         self.record(result, extra)
         return result
 
@@ -117,6 +132,24 @@ class Evaluator:
         """Why the job should stop now, if it should."""
         schedule = self.spec.schedule
         return stop_reason(self.evaluations, schedule.early_stop_rounds, schedule.max_kl)
+
+    def _again(self, version: int, error: Exception) -> None:
+        self.journal.log.warning("the evaluation of version %d begins again: %s", version, error)
+        self.baseline = []
+
+    async def _all_answer(self) -> None:
+        """Ask who serves whether it is there, before so much is asked of all.
+
+        Raises:
+            WorkerDied: somebody is dead.
+            WorkerUnavailable: somebody cannot be reached, or does not answer.
+        """
+        serving = self.fleet.serving(max(self.fleet.proven_versions()))
+        members = (*self.crew.scorers, *(self.crew.member(name) for name in serving))
+        try:
+            await asyncio.gather(*(member.link.call("ping", timeout_seconds=PING_SECONDS) for member in members))
+        except CallTimeout as error:
+            raise WorkerUnavailable(str(error)) from error
 
     async def _evaluate(self, version: int) -> EvaluationResult:
         began = time.time()

@@ -281,6 +281,18 @@ def test_ray_keeps_its_session_where_the_path_is_short_enough(tmp_path: Path) ->
     assert len(str(cluster._temp_dir(deep))) <= cluster.LONGEST_TEMP_DIR
 
 
+def test_a_cluster_that_asks_for_its_token_says_how_to_give_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(**_: object) -> None:
+        raise cluster.ray_errors.AuthenticationError("InvalidAuthToken")
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", refuse)
+    with pytest.raises(
+        InputError, match=r"head:6379 \(SPARRING_RAY_ADDRESS\) asks for its token; set RAY_AUTH_MODE=token"
+    ):
+        cluster.connect("head:6379", home=tmp_path)
+
+
 def test_demands_that_fit_are_accepted() -> None:
     demands = [
         Demand("resources.sampler", 0.6),

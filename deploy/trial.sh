@@ -1,0 +1,55 @@
+# What cluster-trial.sh and hosts-trial.sh share: they speak to the REST API with curl, as any program outside would.
+# Sourced; $URL and $KEY say where the API is.
+
+say() { echo "$(date -u +%T) $*"; }
+
+die() {
+    say "FAILED: $*" >&2
+    exit 1
+}
+
+need() {
+    local program
+    for program in "$@"; do command -v "$program" >/dev/null || die "this trial needs $program; install it."; done
+}
+
+# api PATH [curl's options]
+api() { curl --silent --show-error --fail-with-body --max-time 60 -H "Authorization: Bearer $KEY" "$URL$1" "${@:2}"; }
+
+# within SECONDS WHAT COMMAND ...: try again until it succeeds.
+within() {
+    local limit=$((SECONDS + $1)) what=$2
+    until "${@:3}" >/dev/null 2>&1; do
+        ((SECONDS < limit)) || die "$what: not within $1 s"
+        sleep 2
+    done
+    say "$what"
+}
+
+# A job of the demo's world on standard input -> one that two samplers run, tolerant of a link that is down for a minute.
+for_two_samplers() { jq --arg name "$1" '.name = $name | .resources.sampler.count = 2 | .resources.sampler.cpus = 1'; }
+
+submit() { api /v1/jobs -H 'content-type: application/json' --data-binary @"$1" | jq -r .id; }
+
+state_of() { api "/v1/jobs/$1" | jq -r .state; }
+
+newest_version() { api "/v1/jobs/$1/versions" | jq '[.versions[].version] | max // -1'; }
+
+has_version() { (($(newest_version "$1") >= $2)); }
+
+has_ended() { [[ $(state_of "$1") =~ ^(succeeded|failed|cancelled)$ ]]; }
+
+events() { api "/v1/jobs/$1/events?limit=1000" | jq -c '.events[]'; }
+
+# JOB: what happened to its workers, what its versions cost to spread, and whether its account adds up.
+account() {
+    local job=$1
+    say "job $job: $(api "/v1/jobs/$job" | jq -c '{state, error: .error.message}')"
+    events "$job" | jq -r 'select(.kind | test("worker_|fenced|proof_failed|warning|restart")) | "         \(.time[11:19]) \(.kind): \(.message | gsub("\\s+"; " "))"' | cut -c1-240
+    say "syncs, in all, by sampler (a restarted sampler counts from 0):"
+    api "/v1/jobs/$job/metrics?max_points=1" |
+        jq -r '.series | to_entries[] | select(.key | test("^sync_")) | "         \(.key) \(.value[-1].value)"'
+    say "$(events "$job" | jq -r 'select(.kind == "counts") | "\(.message) (balanced: \(.data.balanced))"')"
+    [[ $(state_of "$job") == succeeded ]] || die "the job did not succeed"
+    events "$job" | jq -es 'map(select(.kind == "counts")) | last | .data.balanced' >/dev/null || die "its account does not add up"
+}
