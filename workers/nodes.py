@@ -11,6 +11,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from workers import cluster
+from workers.roles import Role, carried
 
 Answer = TypeVar("Answer")
 
@@ -22,9 +23,6 @@ SETTING = "ASK_TIMEOUT_SECONDS in workers/nodes.py"
 CLOCK_QUESTIONS = 3
 """Times that a clock is asked; the quickest answer counts."""
 
-DATA = "sparring_data"
-"""The resource of the node that keeps queue, versions and jobs' data."""
-
 
 @dataclass(frozen=True)
 class NodeAnswer(Generic[Answer]):
@@ -34,7 +32,7 @@ class NodeAnswer(Generic[Answer]):
     """
 
     answer: Answer
-    holds_data: bool
+    roles: frozenset[Role]
     clock_offset_seconds: float
     clock_doubt_seconds: float
 
@@ -53,7 +51,7 @@ def ask_nodes(question: Callable[..., Answer], *arguments: Any) -> list[NodeAnsw
         offset, doubt = min(
             (_clock(ask_time.options(**here)) for _ in range(CLOCK_QUESTIONS)), key=lambda seen: seen[1]
         )
-        found.append(NodeAnswer(answer, node["Resources"].get(DATA, 0) > 0, offset, doubt))
+        found.append(NodeAnswer(answer, carried(node["Resources"]), offset, doubt))
     return found
 
 

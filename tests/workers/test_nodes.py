@@ -22,6 +22,6 @@ def test_every_node_answers_and_its_clock_is_known(tmp_path: Path) -> None:
         findings = list(check_cluster([report]))
     finally:
         cluster.disconnect()
-    assert node.answer == platform.node() == report.facts.host and node.holds_data
+    assert node.answer == platform.node() == report.facts.host and "data" in node.roles
     assert abs(node.clock_offset_seconds) <= node.clock_doubt_seconds + 0.001 < 5
     assert worst(findings) is Status.OK
