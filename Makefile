@@ -3,7 +3,7 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup packages demo serve test test-fast test-slow lint format lock clean
+.PHONY: help setup packages demo serve test test-fast test-slow lint format lock trial-cluster trial-hosts clean
 
 help:  ## What there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -41,6 +41,12 @@ format: setup  ## Format, and mend what ruff can mend
 
 lock: setup  ## Renew the exact versions in requirements/
 	$(BIN)/python scripts/lock.py
+
+trial-cluster:  ## docker-compose.yml tried as a whole, with a container killed and a backup restored (COMPOSE, ENGINE)
+	deploy/cluster-trial.sh
+
+trial-hosts: setup  ## One job over five hosts whose links fail, in network namespaces; as root
+	deploy/hosts-trial.sh
 
 clean:  ## Remove the environment and every cache
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
