@@ -29,13 +29,17 @@ compose() { $COMPOSE -p "$project" -f docker-compose.yml "$@"; }
 container() { $ENGINE ps -q --filter "label=com.docker.compose.project=$project" --filter "label=com.docker.compose.service=$1" | head -n 1; }
 in_api() { $ENGINE exec -i "$(container api)" "$@"; }
 up() { compose up -d "$@" >>"$work/compose.log" 2>&1 || die "compose up: $(tail -n 5 "$work/compose.log")"; }
+down() { # twice, since some remove volumes before the last containers that use them
+    compose down --remove-orphans --timeout 20 >>"$work/compose.log" 2>&1 || true
+    compose down "$@" >>"$work/compose.log" 2>&1 || true
+}
 nodes_with() { [[ $(in_api ray status --address=ray-head:6379) =~ /$2.0\ sparring_$1 ]]; }
 a_node_for_each_role() { nodes_with sampler 1 && nodes_with scorer 1 && nodes_with learner 1; }
 answers() { KEY=$(in_api cat /secrets/api_key) && api /v1/jobs; }
 
 finish() {
     [[ -z ${TRIAL_KEEP:-} ]] || { say "left running: $COMPOSE -p $project -f docker-compose.yml …; its log: $work/compose.log"; return; }
-    compose down -v --timeout 20 >/dev/null 2>&1 || true
+    down -v
     rm -rf "$work"
 }
 trap finish EXIT
@@ -76,7 +80,7 @@ kept() { api "/v1/jobs/$job" | jq -c '{id, state}' && api "/v1/jobs/$job/version
     api "/v1/jobs/$job/metrics" | jq -S -c '.series | map_values(length)'; }
 kept >"$work/before"
 
-compose down --timeout 20 >>"$work/compose.log" 2>&1
+down
 up
 within 600 "the API answers after down and up" answers
 kept >"$work/after"
@@ -89,7 +93,7 @@ $ENGINE exec "$(container postgres)" pg_dump -U sparring -Fc sparring >"$work/st
 compose run --rm -T --no-deps --entrypoint tar ray-head -C /data -c . >"$work/data.tar" 2>>"$work/compose.log"
 tar -t -f "$work/data.tar" >/dev/null || die "the volume of jobs was not copied"
 say "$(du -h "$work/store.dump" "$work/data.tar" | awk '{print $2": "$1}' | sed "s|$work/||" | paste -sd, -)"
-compose down -v --timeout 20 >>"$work/compose.log" 2>&1
+down -v
 up postgres
 within 120 "a new database" $ENGINE exec "$(container postgres)" pg_isready -U sparring -d sparring -h 127.0.0.1
 $ENGINE exec -i "$(container postgres)" pg_restore -U sparring -d sparring --no-owner <"$work/store.dump"
