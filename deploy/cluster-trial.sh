@@ -60,7 +60,7 @@ say "the demo's world, in the volume of models"
 in_api mkdir -p /models/demo
 [[ -z ${TRIAL_WORLD:-} ]] || tar -C "$TRIAL_WORLD" -c . | in_api tar -C /models/demo -x --no-same-owner
 in_api env SPARRING_HOME=/models sparring demo --print-job --rounds "${TRIAL_ROUNDS:-4}" 2>"$work/world.log" |
-    for_two_samplers cluster-trial >"$work/job.json" || die "no world: $(tail -n 3 "$work/world.log")"
+    for_samplers 2 cluster-trial >"$work/job.json" || die "no world: $(tail -n 3 "$work/world.log")"
 
 job=$(submit "$work/job.json")
 within 1200 "job $job, sent with curl, has version 1" has_version "$job" 1

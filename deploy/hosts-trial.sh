@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# One job over five hosts, each a network namespace with an address, a name and file systems of its own:
+# One job over several hosts, each a network namespace with an address, a name and file systems of its own:
 #
-#   data 10.77.0.1    controllers, queues, version stores      samplers 10.77.0.3 and 10.77.0.4
-#   api 10.77.0.2     REST, with the data host's disk          trainer 10.77.0.5: learner and scorer
+#   data 10.77.0.1    controllers, queues, version stores      trainer 10.77.0.3     learner and scorer
+#   api 10.77.0.2     REST, with the data host's disk          sampler1 10.77.0.11, sampler2 10.77.0.12 and so on
 #
 # While the job runs, the link of one sampler is down for a minute and comes back, and that of the trainer; then the other sampler's host goes
 # away for good. The job must succeed, and every group must be accounted for. A host has only what its role needs: samplers the policy's folder, no prompts.
@@ -11,6 +11,9 @@
 #
 #   TRIAL_MODELS   Sparring's home with the demo's world, which is built there where it is missing. Default: a new folder
 #   TRIAL_ROUNDS   rounds of self-play. Default: 6
+#   TRIAL_SAMPLERS hosts with a sampler, and samplers of the job. Default: 2
+#   TRIAL_CALM     not empty: nothing fails; what syncs cost is told all the same
+#   TRIAL_KEEP     not empty: the hosts' files stay
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
@@ -24,7 +27,10 @@ work=$(mktemp -d)
 models=$(realpath -m "${TRIAL_MODELS:-$work/models}")
 mkdir -p "$models" "$work"/{home,log}
 lan=sparring-lan
-declare -A address=([data]=10.77.0.1 [api]=10.77.0.2 [sampler1]=10.77.0.3 [sampler2]=10.77.0.4 [trainer]=10.77.0.5)
+samplers=${TRIAL_SAMPLERS:-2}
+[[ -n ${TRIAL_CALM:-} ]] || ((samplers > 1)) || die "TRIAL_SAMPLERS=$samplers: one of them goes away; make it 2 or more, or set TRIAL_CALM."
+declare -A address=([data]=10.77.0.1 [api]=10.77.0.2 [trainer]=10.77.0.3)
+for ((number = 1; number <= samplers; number++)); do address[sampler$number]=10.77.0.$((10 + number)); done
 declare -A loop=()
 token=$work/token
 head -c 32 /dev/urandom | base64 | tr -d '\n' >"$token"
@@ -100,41 +106,45 @@ host() {
 }
 
 curl() { ip netns exec sparring-api curl "$@"; }
-samplers() {
+samplers_there() {
     ip netns exec sparring-api env RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$token" .venv/bin/ray status --address="${address[data]}:6379" |
         grep "/$1.0 sparring_sampler"
 }
 
+failures() {
+    local name next
+    for name in sampler1 trainer; do
+        say "the link of $name goes down"
+        ip -n $lan link set "$name" down
+        sleep 60
+        ip -n $lan link set "$name" up
+        say "the link of $name is up again"
+        next=$(($(newest_version "$job") + 1))
+        within 1200 "version $next, after that" has_version "$job" "$next"
+    done
+
+    say "the host sampler2 goes away for good"
+    gone sampler2
+}
+
 say "the demo's world and job (minutes, where it is not there yet)"
 SPARRING_HOME=$models .venv/bin/sparring demo --print-job --rounds "${TRIAL_ROUNDS:-6}" 2>"$work/log/world" |
-    for_two_samplers five-hosts >"$work/job.json" || die "no world: $(tail -n 3 "$work/log/world")"
+    for_samplers "$samplers" several-hosts >"$work/job.json" || die "no world: $(tail -n 3 "$work/log/world")"
 policy=$(jq -r .policy.model "$work/job.json") scorer=$(jq -r .scorer.model.model "$work/job.json")
 policy=${policy#"$models/"} scorer=${scorer#"$models/"}
 
 network
 host data all ray-head data
-host sampler1 "$policy" ray-node sampler
-host sampler2 "$policy" ray-node sampler
+for ((number = 1; number <= samplers; number++)); do host "sampler$number" "$policy" ray-node sampler; done
 host trainer "$policy $scorer" ray-node learner scorer
 host api all api
 within 300 "the API answers at $URL" api /v1/jobs
-within 120 "two hosts offer samplers" samplers 2
+within 180 "every sampler host offers its role" samplers_there "$samplers"
 
 job=$(submit "$work/job.json")
 within 900 "job $job has version 1" has_version "$job" 1
 
-for name in sampler1 trainer; do
-    say "the link of $name goes down"
-    ip -n $lan link set "$name" down
-    sleep 60
-    ip -n $lan link set "$name" up
-    say "the link of $name is up again"
-    next=$(($(newest_version "$job") + 1))
-    within 1200 "version $next, after that" has_version "$job" "$next"
-done
-
-say "the host sampler2 goes away for good"
-gone sampler2
+[[ -n ${TRIAL_CALM:-} ]] || failures
 within 2400 "the job ended" has_ended "$job"
 account "$job"
 say "passed in $SECONDS s"

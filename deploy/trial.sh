@@ -26,8 +26,8 @@ within() {
     say "$what"
 }
 
-# A job of the demo's world on standard input -> one that two samplers run, tolerant of a link that is down for a minute.
-for_two_samplers() { jq --arg name "$1" '.name = $name | .resources.sampler.count = 2 | .resources.sampler.cpus = 1'; }
+# COUNT NAME: a job of the demo's world on standard input -> one that so many samplers run.
+for_samplers() { jq --argjson count "$1" --arg name "$2" '.name = $name | .resources.sampler.count = $count'; }
 
 submit() { api /v1/jobs -H 'content-type: application/json' --data-binary @"$1" | jq -r .id; }
 
@@ -46,9 +46,12 @@ account() {
     local job=$1
     say "job $job: $(api "/v1/jobs/$job" | jq -c '{state, error: .error.message}')"
     events "$job" | jq -r 'select(.kind | test("worker_|fenced|proof_failed|warning|restart")) | "         \(.time[11:19]) \(.kind): \(.message | gsub("\\s+"; " "))"' | cut -c1-240
-    say "syncs, in all, by sampler (a restarted sampler counts from 0):"
-    api "/v1/jobs/$job/metrics?max_points=1" |
-        jq -r '.series | to_entries[] | select(.key | test("^sync_")) | "         \(.key) \(.value[-1].value)"'
+    say "syncs by sampler (one that was restarted counts from 0):"
+    api "/v1/jobs/$job/metrics?max_points=1" | jq -r '
+        [.series | to_entries[] | select(.key | test("^syncs?_.*worker=")) |
+            {worker: (.key | capture("worker=(?<name>[^},]+)").name), metric: (.key | sub("\\{.*"; "")), value: .value[-1].value}] |
+        group_by(.worker)[] | (map({(.metric): .value}) | add) as $all |
+        "         \(.[0].worker): \($all.syncs_total) syncs, \($all.sync_seconds_total / $all.syncs_total * 1000 | round) ms and \($all.sync_bytes_total / $all.syncs_total | round) bytes each"'
     say "$(events "$job" | jq -r 'select(.kind == "counts") | "\(.message) (balanced: \(.data.balanced))"')"
     [[ $(state_of "$job") == succeeded ]] || die "the job did not succeed"
     events "$job" | jq -es 'map(select(.kind == "counts")) | last | .data.balanced' >/dev/null || die "its account does not add up"
