@@ -139,13 +139,13 @@ class DistributedRanks:
         """
         written = torch.tensor(list(json.dumps(part).encode()), dtype=torch.uint8, device=self._device)
         with self._others("gathered what each found"):
-            sizes = torch.empty(self.size, dtype=torch.int64, device=self._device)
-            dist.all_gather_into_tensor(sizes, torch.tensor([len(written)], device=self._device))
-            longest = int(sizes.max())
-            rows = torch.empty(self.size * longest, dtype=torch.uint8, device=self._device)
-            dist.all_gather_into_tensor(rows, torch.nn.functional.pad(written, (0, longest - len(written))))
-        texts = [row[:size] for row, size in zip(rows.view(self.size, longest).cpu(), sizes.tolist(), strict=True)]
-        return [json.loads(bytes(text.tolist())) for text in texts]
+            sizes = [torch.empty(1, dtype=torch.int64, device=self._device) for _ in range(self.size)]
+            dist.all_gather(sizes, torch.tensor([len(written)], device=self._device))
+            lengths = [int(size) for size in sizes]
+            padded = torch.nn.functional.pad(written, (0, max(lengths) - len(written)))
+            rows = [torch.empty_like(padded) for _ in range(self.size)]
+            dist.all_gather(rows, padded)
+        return [json.loads(bytes(row[:length].tolist())) for row, length in zip(rows, lengths, strict=True)]
 
     @contextmanager
     def _others(self, what: str) -> Iterator[None]:

@@ -41,7 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 IN_PROCESSES = ["sppo", "beta-dpo", "dr-dpo", "kto-pair", "bco", "fast and slow"]
 
-SLOW = {"learning_rate": 5e-5, "schedule": "constant", "warmup_ratio": 0}
+SLOW = {"learning_rate": 2e-5, "schedule": "constant", "warmup_ratio": 0}
 """AdamW moves a weight by this much whatever its gradient is, also where that is all rounding."""
 
 BUILDING = threading.Lock()
