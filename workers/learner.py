@@ -76,6 +76,7 @@ class LearnerWorker(TrainerActor):
             files = [await self.store.call("files", module, committed) for module in trainer.modules]
             await self._alone(trainer.restore, *files)
             self.version, self.published = committed, PolicyVersion(manifests=tuple(manifests))
+        self.log.info("the learner stands at version %d, step %d", self.version, trainer.learner_step)
         return self._standing()
 
     async def newest(self) -> PolicyVersion:
@@ -170,6 +171,7 @@ class LearnerWorker(TrainerActor):
         await self.queue.call("commit", version, fast.learner_step, len(self.learned))
         self.learned.clear()
         self.version, self.published = version, published
+        self.log.info("version %d is published, at step %d", version, fast.learner_step)
         await self._others("settle", version, tuple(part.digest for _, part in parts))
         return published
 

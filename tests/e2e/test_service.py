@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import signal
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import httpx
 import pytest
 
 from services.client import ApiError, Client
+from services.jobs.logfiles import LogRecord
 from services.jobs.state import JobState
+from services.jobs.trace import STAGES, Span
 from tests.e2e.world import Command, World, job, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -57,6 +60,8 @@ def test_a_job_over_rest_outlives_a_restart_of_the_service_and_the_next_one_is_c
     try:
         with Client(second.url) as client:
             what_the_job_left_is_there(client, submitted.id, world, tmp_path)
+            every_stage_was_measured(client, submitted.id)
+            its_logs_and_its_trace_are_whole(client, submitted.id)
             the_next_job_is_cancelled_while_its_workers_start(client, world)
         prometheus = httpx.get(f"{second.url}/metrics").text
         assert 'sparring_jobs{state="succeeded"} 1.0' in prometheus
@@ -102,6 +107,50 @@ def what_the_job_left_is_there(client: Client, job_id: str, world: World, folder
     ids = torch.tensor([[257, 10, 20, 30]])
     before = base(input_ids=ids).logits
     assert not torch.allclose(before, PeftModel.from_pretrained(base, adapter)(input_ids=ids).logits)
+
+
+def every_stage_was_measured(client: Client, job_id: str) -> None:
+    """The job's metrics have what every part of it said, vLLM included, for Prometheus to read while it runs."""
+    newest = {name: points[-1].value or 0.0 for name, points in client.metrics(job_id).items()}
+    assert newest["vllm:generation_tokens_total{worker=sampler-0}"] > 0
+    assert newest["sync_bytes_total{worker=sampler-0}"] >= 0
+    assert newest["sampler_state{worker=sampler-0}"] in (1, 2), (
+        "stale or ready: a short job may have ended before the next look"
+    )
+    assert newest["groups_admitted_total"] >= newest["groups_consumed_total"] >= 12
+    for stage, worker in (("sampler", "sampler-0"), ("scorer", "scorer-0"), ("learner", "learner")):
+        busy, waiting = (
+            newest[f"worker_{what}_seconds_total{{stage={stage},worker={worker}}}"] for what in ("busy", "waiting")
+        )
+        assert busy >= 0 and busy + waiting > 0, worker
+
+
+def its_logs_and_its_trace_are_whole(client: Client, job_id: str) -> None:
+    """Every worker's records are there in the order of time, and every group that was learned from has passed every stage."""
+    found, after = list[LogRecord](), None
+    while (page := client.log_records(job_id, after=after)).records:
+        found += page.records
+        after = page.next
+    assert {record.worker for record in found} >= {
+        "controller",
+        "queue",
+        "versions",
+        "learner",
+        "scorer-0",
+        "sampler-0",
+    }
+    assert {record.job_id for record in found} == {job_id} and any("succeeded" in record.message for record in found)
+
+    spans, cursor = list[Span](), None
+    while True:
+        part = client.trace(job_id, after=cursor)
+        spans += part.spans
+        cursor = part.next
+        if cursor is None:
+            break
+    stages = Counter(span.name for span in spans if span.attributes["state"] == "consumed")
+    assert stages["group"] > 0 and set(stages.values()) == {stages["group"]} and set(stages) == {"group", *STAGES}
+    assert {span.worker for span in spans if span.name == "sampling"} >= {"sampler-0"}
 
 
 def the_next_job_is_cancelled_while_its_workers_start(client: Client, world: World) -> None:

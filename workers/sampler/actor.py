@@ -118,6 +118,7 @@ class SamplerWorker(LeasedWorker):
                 f"{self.setup.name}: vLLM did not start within {self.setup.start_timeout_seconds:g} s "
                 "(resources.sampler.start_timeout_seconds)"
             ) from error
+        self.log.info("vLLM is up: %r", self.engine.info)
         return time.monotonic() - began
 
     async def load(self, version: int, module: Module = "fast") -> LoadProof:

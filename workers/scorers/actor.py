@@ -95,6 +95,7 @@ class ScorerWorker(LeasedWorker):
             self.gold = await asyncio.to_thread(self._build, FunctionScorer(name=self.setup.gold))
         if self.loop_task is None:
             self.loop_task = asyncio.create_task(self._score_forever())
+            self.log.info("the scorer is up: %r", self.scorer.identity)
         return self.scorer.identity
 
     async def score(self, group: ResponseGroup) -> str:
