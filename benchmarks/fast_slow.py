@@ -3,9 +3,8 @@
     .venv/bin/python benchmarks/fast_slow.py
     .venv/bin/python benchmarks/fast_slow.py --seeds 0 1 2 3 4 --steps 120
 
-The learner alone, on the demo's policy and topics: pairs of drawn answers, each seen once, labelled by the domain's own taste. Every domain wants
-right answers; beyond that one wants courtesies, one few words and one many. Win rates are of fresh answers against the start policy's, judged by
-the taste itself, ties one half. All arms see the same pairs in the same order and make the same number of steps.
+The learner alone, on the demo's policy (`learner_bench.py`). Every domain wants right answers; beyond that one wants courtesies, one few words and
+one many. All arms see the same pairs in the same order and make the same number of steps.
 
 * One domain: DPO, and OFS-DPO, whose slow adapter learns at 0.3 of the rate. Steps to a win rate, the last win rate, the gradient late on.
 * Three domains in sequence: DPO with one adapter, OFS-DPO with one pair of them, COFS-DPO with fresh ones on the frozen combination, and DPO on all
@@ -17,62 +16,27 @@ Tables have means over seeds with 95 % t-intervals. Pictures and every figure (`
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from learner_bench import PAIRS_PER_STEP, TASTES, Bench, interval
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from learner.config import TrainerConfig
-from learner.records import Answer, AnswerSource, FinishReason, Prompt, ScoredGroup, ScorerIdentity
+from learner.records import ScoredGroup
 from learner.seeds import derive_seed
 from learner.trainer import Trainer
 from learner.transfer import TransferMatrix
-from services.demo.domain import UNSEEN_TOPIC, draw_answer, prompt_sets, read_question, split_words
-from services.demo.policy import render
-from services.demo.rubric import mark
-from services.demo.world import DemoWorld, ensure_world
-
-PAIRS_PER_STEP = 16
-T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
-"""Student's t for a two-sided 95 % interval, by number of seeds."""
-
-Taste = Callable[[str, str], float]
-
-
-def _common(question: str, answer: str) -> float:
-    marks = mark(question, answer)
-    return marks.correct + marks.well_written
-
-
-def courteous(question: str, answer: str) -> float:
-    """Right, and polite."""
-    return _common(question, answer) + mark(question, answer).polite
-
-
-def brief(question: str, answer: str) -> float:
-    """Right, in few words."""
-    return _common(question, answer) - 0.5 * len(split_words(answer))
-
-
-def ample(question: str, answer: str) -> float:
-    """Right, in many words."""
-    return _common(question, answer) + 0.5 * min(len(split_words(answer)), 24)
-
-
-TASTES: dict[str, Taste] = {"courteous": courteous, "brief": brief, "ample": ample}
+from services.demo.world import ensure_world
 
 SEQUENCES: dict[str, dict[str, Any]] = {
     "DPO in sequence": {},
@@ -82,122 +46,35 @@ SEQUENCES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What all arms share: the policy, and each domain's prompts."""
-
-    world: DemoWorld
-    seed: int
-    steps: int
-    held_out: int
-
-    def model(self) -> Any:
-        """A fresh copy of the start policy."""
-        return copy.deepcopy(AutoModelForCausalLM.from_pretrained(self.world.policy, dtype=torch.float32).eval())
-
-    @property
-    def tokenizer(self) -> Any:
-        """The policy's tokenizer."""
-        return AutoTokenizer.from_pretrained(self.world.policy)
-
-    def prompts(self, domain: str, *, held_out: bool) -> list[Prompt]:
-        """A domain is a topic of its own, with its taste."""
-        sets = prompt_sets(self.world.seed)
-        every = sets.evaluation if held_out else sets.train
-        topics = sorted({str(prompt.domain) for prompt in every} - {UNSEEN_TOPIC})
-        topic = topics[list(TASTES).index(domain)]
-        found = [prompt for prompt in every if prompt.domain == topic]
-        return found[: self.held_out] if held_out else found
-
-    def batches(self, domain: str) -> list[list[ScoredGroup]]:
-        """One optimizer batch for each step, of pairs that are never seen again."""
-        rng = random.Random(derive_seed("fast-slow", self.seed, domain))
-        tokenizer, prompts = self.tokenizer, self.prompts(domain, held_out=False)
-        groups: list[ScoredGroup] = []
-        while len(groups) < self.steps * PAIRS_PER_STEP:
-            prompt = rng.choice(prompts)
-            question = prompt.messages[-1].text
-            fact = read_question(question)
-            assert fact is not None
-            texts = [draw_answer(fact, rng).text for _ in range(2)]
-            marks = [TASTES[domain](question, text) for text in texts]
-            if marks[0] != marks[1]:
-                groups.append(_group(tokenizer, f"{domain}/{len(groups)}", prompt, texts, marks))
-        return [groups[first : first + PAIRS_PER_STEP] for first in range(0, len(groups), PAIRS_PER_STEP)]
-
-    def answers(self, trainer: Trainer, domain: str) -> list[str]:
-        """One fresh answer of the fast adapter to each held-out prompt, at temperature 1; the draws are the same for all arms."""
-        tokenizer = self.tokenizer
-        questions = [prompt.messages[-1].text for prompt in self.prompts(domain, held_out=True)]
-        inputs = tokenizer.pad({"input_ids": render(tokenizer, questions)}, padding_side="left", return_tensors="pt")
-        torch.manual_seed(derive_seed("fast-slow", self.seed, domain, "answers"))
-        with trainer.policy.evaluating():
-            written = trainer.policy.model.generate(
-                **inputs, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=48
-            )
-        texts: list[str] = tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return texts
-
-    def win_rate(self, domain: str, answers: Sequence[str], start: Sequence[str]) -> float:
-        """Of answers against the start policy's, by the domain's taste; ties one half."""
-        questions = [prompt.messages[-1].text for prompt in self.prompts(domain, held_out=True)]
-        taste = TASTES[domain]
-        wins = [
-            (taste(q, a) > taste(q, b)) + 0.5 * (taste(q, a) == taste(q, b))
-            for q, a, b in zip(questions, answers, start, strict=True)
-        ]
-        return statistics.fmean(wins)
-
-    def trainer(self, *, slow: str = "off", combine: str = "none", domains: bool = False, store: Any = None) -> Trainer:
-        """A trainer on a copy of the start policy."""
-        objective: dict[str, Any] = {"kind": "dpo", "beta": 0.1}
-        config = {
-            "job_id": "benchmark",
-            "policy": {"model": str(self.world.policy)},
-            "adapters": {"rank": 8, "alpha": 16, "slow": slow, "swap_interval": 25},
-            "objective": objective if slow == "off" else {"kind": "chase", "inner": objective, "alpha": 0.1},
-            "optimizer": {"learning_rate": 2e-3, "schedule": "constant", "warmup_ratio": 0.05, "span": "domain"},
-            "schedule": {
-                "rounds": 1,
-                "prompts_per_round": self.steps * PAIRS_PER_STEP,
-                "prompts_per_step": PAIRS_PER_STEP,
-                "domains": list(TASTES) if domains else None,
-                "combine": combine,
-            },
-            "learner": {"device": "cpu", "threads": 2},
-            "seed": self.seed,
-        }
-        fetch = (lambda module, version: store[module, version]) if store is not None else (lambda module, version: {})
-        return Trainer(TrainerConfig.model_validate(config), fetch, base=self.model())
-
-
-def _group(tokenizer: Any, name: str, prompt: Prompt, texts: Sequence[str], marks: Sequence[float]) -> ScoredGroup:
-    logit = marks[0] - marks[1]
-    return ScoredGroup(
-        group_id=name,
-        round=0,
-        index=0,
-        version=0,
-        prompt=prompt,
-        prompt_token_ids=tuple(render(tokenizer, [prompt.messages[-1].text])[0]),
-        answers=tuple(
-            Answer(
-                text=text,
-                token_ids=(*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id),
-                finish_reason=FinishReason.GIVEN,
-                source=AnswerSource.FILE,
-            )
-            for text in texts
-        ),
-        scorer=ScorerIdentity(kind="function", name="taste", version="1"),
-        ordered_logits=((0.0, logit), (-logit, 0.0)),
-    )
+def build_trainer(
+    bench: Bench, *, slow: str = "off", combine: str = "none", domains: bool = False, store: Any = None
+) -> Trainer:
+    """A trainer on a copy of the start policy."""
+    objective: dict[str, Any] = {"kind": "dpo", "beta": 0.1}
+    config = {
+        "job_id": "benchmark",
+        "policy": {"model": str(bench.world.policy)},
+        "adapters": {"rank": 8, "alpha": 16, "slow": slow, "swap_interval": 25},
+        "objective": objective if slow == "off" else {"kind": "chase", "inner": objective, "alpha": 0.1},
+        "optimizer": {"learning_rate": 2e-3, "schedule": "constant", "warmup_ratio": 0.05, "span": "domain"},
+        "schedule": {
+            "rounds": 1,
+            "prompts_per_round": bench.steps * PAIRS_PER_STEP,
+            "prompts_per_step": PAIRS_PER_STEP,
+            "domains": list(TASTES) if domains else None,
+            "combine": combine,
+        },
+        "learner": {"device": "cpu", "threads": 2},
+        "seed": bench.seed,
+    }
+    fetch = (lambda module, version: store[module, version]) if store is not None else (lambda module, version: {})
+    return Trainer(TrainerConfig.model_validate(config), fetch, base=bench.model())
 
 
 def one_domain(bench: Bench, slow: str, tell: Callable[[], None]) -> dict[str, Any]:
     """Train in the first domain, and measure the win rate as it goes."""
     domain = next(iter(TASTES))
-    trainer = bench.trainer(slow=slow)
+    trainer = build_trainer(bench, slow=slow)
     trainer.begin_version(0, 0)
     start = bench.answers(trainer, domain)
     every = max(1, bench.steps // 8)
@@ -217,7 +94,7 @@ def sequence(
     """Train over the domains; the win rate in every domain after each."""
     domains = list(TASTES)
     store: dict[tuple[str, int], Mapping[str, bytes]] = {}
-    trainer = bench.trainer(slow=slow, combine=combine, domains=not mixed, store=store)
+    trainer = build_trainer(bench, slow=slow, combine=combine, domains=not mixed, store=store)
     trainer.begin_version(0, 0)
     starts = {domain: bench.answers(trainer, domain) for domain in domains}
     batches = {domain: bench.batches(domain) for domain in domains}
@@ -254,15 +131,6 @@ def sequence(
     matrix = TransferMatrix(tuple(domains), tuple(tuple(row) for row in rows))
     measured = {"average": matrix.average(), "forgetting": matrix.forgetting(), "backward": matrix.backward_transfer()}
     return {"rows": rows, **measured, "weights": weights}
-
-
-def interval(values: Sequence[float]) -> str:
-    """Mean and 95 % t-interval over seeds."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return f"{mean:.3f}"
-    half = T_95.get(len(values), 2.0) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.3f} ± {half:.3f}"
 
 
 def steps_to(curve: Sequence[tuple[int, float]], target: float) -> float:
@@ -367,7 +235,7 @@ def main() -> None:
 
         figures: dict[str, Any] = {"one_domain": {arm: [] for arm in arms}, "sequences": {arm: [] for arm in SEQUENCES}}
         for seed in arguments.seeds:
-            bench = Bench(world, seed, arguments.steps, arguments.held_out)
+            bench = Bench(world, "fast-slow", seed, arguments.steps, arguments.held_out)
             for arm, slow in arms.items():
                 figures["one_domain"][arm].append(one_domain(bench, slow, tell))
             for arm, settings in SEQUENCES.items():

@@ -1,0 +1,161 @@
+"""What benchmarks of the learner alone share: the demo's policy and topics, pairs of drawn answers, and win rates without a sampler.
+
+Each pair is seen once and labelled by its domain's own taste. Win rates are of fresh answers against the start policy's, judged by the taste
+itself, ties one half.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from learner.records import Answer, AnswerSource, FinishReason, Prompt, ScoredGroup, ScorerIdentity
+from learner.seeds import derive_seed
+from learner.trainer import Trainer
+from services.demo.domain import UNSEEN_TOPIC, draw_answer, prompt_sets, read_question, split_words
+from services.demo.policy import render
+from services.demo.rubric import mark
+from services.demo.world import DemoWorld
+
+PAIRS_PER_STEP = 16
+T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
+"""Student's t for a two-sided 95 % interval, by number of seeds."""
+
+Taste = Callable[[str, str], float]
+
+
+def _common(question: str, answer: str) -> float:
+    marks = mark(question, answer)
+    return marks.correct + marks.well_written
+
+
+def courteous(question: str, answer: str) -> float:
+    """Right, and polite."""
+    return _common(question, answer) + mark(question, answer).polite
+
+
+def brief(question: str, answer: str) -> float:
+    """Right, in few words."""
+    return _common(question, answer) - 0.5 * len(split_words(answer))
+
+
+def ample(question: str, answer: str) -> float:
+    """Right, in many words."""
+    return _common(question, answer) + 0.5 * min(len(split_words(answer)), 24)
+
+
+TASTES: dict[str, Taste] = {"courteous": courteous, "brief": brief, "ample": ample}
+
+
+_prompt_sets = functools.cache(prompt_sets)
+"""Drawn in seconds, and asked for by every arm."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all arms share: the policy, and each domain's prompts. ``name`` is the benchmark's, of which its draws are made."""
+
+    world: DemoWorld
+    name: str
+    seed: int
+    steps: int
+    held_out: int
+
+    def model(self) -> Any:
+        """A fresh copy of the start policy."""
+        return copy.deepcopy(AutoModelForCausalLM.from_pretrained(self.world.policy, dtype=torch.float32).eval())
+
+    @property
+    def tokenizer(self) -> Any:
+        """The policy's tokenizer."""
+        return AutoTokenizer.from_pretrained(self.world.policy)
+
+    def prompts(self, domain: str, *, held_out: bool) -> list[Prompt]:
+        """A domain is a topic of its own, with its taste."""
+        sets = _prompt_sets(self.world.seed)
+        every = sets.evaluation if held_out else sets.train
+        topics = sorted({str(prompt.domain) for prompt in every} - {UNSEEN_TOPIC})
+        topic = topics[list(TASTES).index(domain)]
+        found = [prompt for prompt in every if prompt.domain == topic]
+        return found[: self.held_out] if held_out else found
+
+    def batches(self, domain: str) -> list[list[ScoredGroup]]:
+        """One optimizer batch for each step, of pairs that are never seen again."""
+        rng = random.Random(derive_seed(self.name, self.seed, domain))
+        tokenizer, prompts = self.tokenizer, self.prompts(domain, held_out=False)
+        groups: list[ScoredGroup] = []
+        while len(groups) < self.steps * PAIRS_PER_STEP:
+            prompt = rng.choice(prompts)
+            question = prompt.messages[-1].text
+            fact = read_question(question)
+            assert fact is not None
+            texts = [draw_answer(fact, rng).text for _ in range(2)]
+            marks = [TASTES[domain](question, text) for text in texts]
+            if marks[0] != marks[1]:
+                groups.append(scored_pair(tokenizer, f"{domain}/{len(groups)}", prompt, texts, marks))
+        return [groups[first : first + PAIRS_PER_STEP] for first in range(0, len(groups), PAIRS_PER_STEP)]
+
+    def answers(self, trainer: Trainer, domain: str) -> list[str]:
+        """One fresh answer of the fast adapter to each held-out prompt, at temperature 1; the draws are the same for all arms."""
+        tokenizer = self.tokenizer
+        questions = [prompt.messages[-1].text for prompt in self.prompts(domain, held_out=True)]
+        inputs = tokenizer.pad({"input_ids": render(tokenizer, questions)}, padding_side="left", return_tensors="pt")
+        torch.manual_seed(derive_seed(self.name, self.seed, domain, "answers"))
+        with trainer.policy.evaluating():
+            written = trainer.policy.model.generate(
+                **inputs, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=48
+            )
+        texts: list[str] = tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return texts
+
+    def win_rate(self, domain: str, answers: Sequence[str], start: Sequence[str]) -> float:
+        """Of answers against the start policy's, by the domain's taste; ties one half."""
+        questions = [prompt.messages[-1].text for prompt in self.prompts(domain, held_out=True)]
+        taste = TASTES[domain]
+        wins = [
+            (taste(q, a) > taste(q, b)) + 0.5 * (taste(q, a) == taste(q, b))
+            for q, a, b in zip(questions, answers, start, strict=True)
+        ]
+        return statistics.fmean(wins)
+
+
+def scored_pair(tokenizer: Any, name: str, prompt: Prompt, texts: Sequence[str], marks: Sequence[float]) -> ScoredGroup:
+    """Two answers of a file, compared by their marks."""
+    logit = marks[0] - marks[1]
+    return ScoredGroup(
+        group_id=name,
+        round=0,
+        index=0,
+        version=0,
+        prompt=prompt,
+        prompt_token_ids=tuple(render(tokenizer, [prompt.messages[-1].text])[0]),
+        answers=tuple(
+            Answer(
+                text=text,
+                token_ids=(*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id),
+                finish_reason=FinishReason.GIVEN,
+                source=AnswerSource.FILE,
+            )
+            for text in texts
+        ),
+        scorer=ScorerIdentity(kind="function", name="taste", version="1"),
+        ordered_logits=((0.0, logit), (-logit, 0.0)),
+    )
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and 95 % t-interval over seeds."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{mean:.3f}"
+    half = T_95.get(len(values), 2.0) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:.3f} ± {half:.3f}"
