@@ -43,6 +43,7 @@ resources() {
 # Waits for what a sentence names until the command answers.
 wait_for() {
     local seconds=${SPARRING_WAIT_SECONDS:-180} said
+    echo "entrypoint: waiting for the $1"
     until said=$(timeout 30 "${@:2}" 2>&1); do
         ((SECONDS < seconds)) || fail "no $1 after $seconds s (SPARRING_WAIT_SECONDS): ${said##*$'\n'}" 1
         sleep 1
