@@ -8,7 +8,7 @@
 #   COMPOSE        default: docker compose
 #   ENGINE         default: docker. Enters and kills single containers
 #   TRIAL_WORLD    a demo's world that is built already (SPARRING_HOME/demo of `sparring demo`), copied in instead of built there
-#   TRIAL_ROUNDS   rounds of self-play. Default: 4
+#   TRIAL_ROUNDS   rounds of self-play. Default: 12
 #   TRIAL_KEEP     not empty: leave the cluster and its volumes as they are at the end
 #
 # It has a project, a port and volumes of its own (sparring-trial), and leaves others alone.
@@ -59,7 +59,7 @@ say "up in $((SECONDS - began)) s"
 say "the demo's world, in the volume of models"
 in_api mkdir -p /models/demo
 [[ -z ${TRIAL_WORLD:-} ]] || tar -C "$TRIAL_WORLD" -c . | in_api tar -C /models/demo -x --no-same-owner
-in_api env SPARRING_HOME=/models sparring demo --print-job --rounds "${TRIAL_ROUNDS:-4}" 2>"$work/world.log" |
+in_api env SPARRING_HOME=/models sparring demo --print-job --rounds "${TRIAL_ROUNDS:-12}" 2>"$work/world.log" |
     for_samplers 2 cluster-trial >"$work/job.json" || die "no world: $(tail -n 3 "$work/world.log")"
 
 job=$(submit "$work/job.json")
@@ -71,6 +71,7 @@ victim=$(container sampler)
 for name in $($ENGINE ps -q --filter "label=com.docker.compose.project=$project" --filter label=com.docker.compose.service=sampler); do
     if $ENGINE exec "$name" bash -c 'grep -qa SamplerWorker /proc/[0-9]*/cmdline'; then victim=$name; fi
 done
+[[ $(state_of "$job") == running ]] || die "the job ended before a container could be killed; raise TRIAL_ROUNDS"
 say "killing the sampler container $victim, which runs the job's samplers"
 $ENGINE kill "$victim" >/dev/null
 within 2400 "the job ended" has_ended "$job"

@@ -123,6 +123,7 @@ failures() {
         within 1200 "version $next, after that" has_version "$job" "$next"
     done
 
+    [[ $(state_of "$job") == running ]] || die "the job ended before a host could go away; raise TRIAL_ROUNDS"
     say "the host sampler2 goes away for good"
     gone sampler2
 }
