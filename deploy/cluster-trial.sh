@@ -26,7 +26,7 @@ need curl jq ${COMPOSE%% *} "$ENGINE"
 work=$(mktemp -d)
 
 compose() { $COMPOSE -p "$project" -f docker-compose.yml "$@"; }
-container() { $ENGINE ps -q --filter "label=com.docker.compose.project=$project" --filter "label=com.docker.compose.service=$1" | head -n 1; }
+container() { $ENGINE ps -q --filter "label=com.docker.compose.project=$project" --filter "label=com.docker.compose.service=$1" | sed -n 1p; }
 in_api() { $ENGINE exec -i "$(container api)" "$@"; }
 up() { compose up -d "$@" >>"$work/compose.log" 2>&1 || die "compose up: $(tail -n 5 "$work/compose.log")"; }
 down() { # twice, since some remove volumes before the last containers that use them
@@ -46,7 +46,7 @@ trap finish EXIT
 
 began=$SECONDS
 compose build api >"$work/build.log" 2>&1 || die "build: $(tail -n 5 "$work/build.log")"
-say "built in $((SECONDS - began)) s: $($ENGINE images --format '{{.Size}}' sparring:"${SPARRING_TAG:-local}" | head -n 1)"
+say "built in $((SECONDS - began)) s: $($ENGINE images --format '{{.Size}}' sparring:"${SPARRING_TAG:-local}" | sed -n 1p)"
 
 began=$SECONDS
 up
