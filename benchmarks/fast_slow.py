@@ -1,10 +1,10 @@
 """Fast and slow adapters against one adapter, in one domain and over three that conflict in part (OFS-DPO and COFS-DPO, arXiv 2406.05534).
 
     .venv/bin/python benchmarks/fast_slow.py
-    .venv/bin/python benchmarks/fast_slow.py --seeds 0 1 2 3 4 --steps 120
+    .venv/bin/python benchmarks/fast_slow.py --seeds 0 1 2 3 4 --steps 60
 
 The learner alone, on the demo's policy (`learner_bench.py`). Every domain wants right answers; beyond that one wants courtesies, one few words and
-one many. All arms see the same pairs in the same order and make the same number of steps.
+one many. All arms get the same prompts in the same order, answer them as they have become, and make the same number of steps.
 
 * One domain: DPO, and OFS-DPO, whose slow adapter learns at 0.3 of the rate. Steps to a win rate, the last win rate, the gradient late on.
 * Three domains in sequence: DPO with one adapter, OFS-DPO with one pair of them, COFS-DPO with fresh ones on the frozen combination, and DPO on all
@@ -18,13 +18,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from learner_bench import PAIRS_PER_STEP, TASTES, Bench, interval
+from learner_bench import PROMPTS_PER_STEP, TASTES, Bench, interval
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
@@ -32,8 +31,6 @@ from rich.table import Table
 from transformers.utils import logging
 
 from learner.config import TrainerConfig
-from learner.records import ScoredGroup
-from learner.seeds import derive_seed
 from learner.trainer import Trainer
 from learner.transfer import TransferMatrix
 from services.demo.world import ensure_world
@@ -59,8 +56,8 @@ def build_trainer(
         "optimizer": {"learning_rate": 2e-3, "schedule": "constant", "warmup_ratio": 0.05, "span": "domain"},
         "schedule": {
             "rounds": 1,
-            "prompts_per_round": bench.steps * PAIRS_PER_STEP,
-            "prompts_per_step": PAIRS_PER_STEP,
+            "prompts_per_round": bench.steps * PROMPTS_PER_STEP,
+            "prompts_per_step": PROMPTS_PER_STEP,
             "domains": list(TASTES) if domains else None,
             "combine": combine,
         },
@@ -79,8 +76,8 @@ def one_domain(bench: Bench, slow: str, tell: Callable[[], None]) -> dict[str, A
     start = bench.answers(trainer, domain)
     every = max(1, bench.steps // 8)
     curve, norms = [(0, 0.5)], []
-    for number, batch in enumerate(bench.batches(domain), 1):
-        norms.append(trainer.step(batch, 0).metrics["gradient_norm"])
+    for number in range(1, bench.steps + 1):
+        norms.append(trainer.step(bench.play(trainer, [domain], number), 0).metrics["gradient_norm"])
         if number % every == 0 or number == bench.steps:
             curve.append((number, bench.win_rate(domain, bench.answers(trainer, domain), start)))
         tell()
@@ -97,14 +94,7 @@ def sequence(
     trainer = build_trainer(bench, slow=slow, combine=combine, domains=not mixed, store=store)
     trainer.begin_version(0, 0)
     starts = {domain: bench.answers(trainer, domain) for domain in domains}
-    batches = {domain: bench.batches(domain) for domain in domains}
-    stages: list[tuple[str | None, list[list[ScoredGroup]]]] = [(domain, batches[domain]) for domain in domains]
-    if mixed:
-        everything = [group for of_domain in batches.values() for batch in of_domain for group in batch]
-        random.Random(derive_seed("fast-slow", bench.seed, "mixed")).shuffle(everything)
-        size = len(everything) // len(domains)
-        parts = [everything[i * size : (i + 1) * size] for i in range(len(domains))]
-        stages = [(None, [part[i : i + PAIRS_PER_STEP] for i in range(0, size, PAIRS_PER_STEP)]) for part in parts]
+    stages = [(None, domains)] * len(domains) if mixed else [(domain, [domain]) for domain in domains]
     rows: list[list[float]] = [[0.5] * len(domains)]
     weights: dict[str, float] = {}
     version = 0
@@ -116,10 +106,10 @@ def sequence(
             store["slow", version] = snapshot.slow.files
 
     publish()
-    for number, (domain, of_stage) in enumerate(stages):
+    for number, (domain, asked) in enumerate(stages):
         trainer.begin_version(version, version, domain)
-        for batch in of_stage:
-            trainer.step(batch, version)
+        for step in range(bench.steps):
+            trainer.step(bench.play(trainer, asked, number * bench.steps + step), version)
             tell()
         version += 1
         publish()
@@ -207,7 +197,7 @@ def main() -> None:
     """Run every arm for every seed, and show what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=60, help="optimizer steps a domain")
+    parser.add_argument("--steps", type=int, default=24, help="optimizer steps a domain")
     parser.add_argument("--held-out", type=int, default=80, help="prompts a domain that win rates are measured on")
     parser.add_argument("--target", type=float, default=0.75, help="win rate that steps are counted to")
     parser.add_argument(

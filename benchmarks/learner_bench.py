@@ -1,7 +1,7 @@
-"""What benchmarks of the learner alone share: the demo's policy and topics, pairs of drawn answers, and win rates without a sampler.
+"""What benchmarks of the learner alone share: the demo's policy and topics, self-play without a sampler, and win rates.
 
-Each pair is seen once and labelled by its domain's own taste. Win rates are of fresh answers against the start policy's, judged by the taste
-itself, ties one half.
+Answers are the policy's own, each seen once, and compared by their domain's taste. Win rates are of fresh answers against the start policy's,
+judged by the taste itself, ties one half.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from learner.records import Answer, AnswerSource, FinishReason, Prompt, ScoredGroup, ScorerIdentity
 from learner.seeds import derive_seed
 from learner.trainer import Trainer
-from services.demo.domain import UNSEEN_TOPIC, draw_answer, prompt_sets, read_question, split_words
+from services.demo.domain import UNSEEN_TOPIC, prompt_sets, split_words
 from services.demo.policy import render
 from services.demo.rubric import mark
 from services.demo.world import DemoWorld
 
-PAIRS_PER_STEP = 16
+PROMPTS_PER_STEP = 16
+ANSWERS = 3
+MAX_TOKENS = 48
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
 """Student's t for a two-sided 95 % interval, by number of seeds."""
 
@@ -74,7 +76,7 @@ class Bench:
         """A fresh copy of the start policy."""
         return copy.deepcopy(AutoModelForCausalLM.from_pretrained(self.world.policy, dtype=torch.float32).eval())
 
-    @property
+    @functools.cached_property
     def tokenizer(self) -> Any:
         """The policy's tokenizer."""
         return AutoTokenizer.from_pretrained(self.world.policy)
@@ -88,34 +90,23 @@ class Bench:
         found = [prompt for prompt in every if prompt.domain == topic]
         return found[: self.held_out] if held_out else found
 
-    def batches(self, domain: str) -> list[list[ScoredGroup]]:
-        """One optimizer batch for each step, of pairs that are never seen again."""
-        rng = random.Random(derive_seed(self.name, self.seed, domain))
-        tokenizer, prompts = self.tokenizer, self.prompts(domain, held_out=False)
-        groups: list[ScoredGroup] = []
-        while len(groups) < self.steps * PAIRS_PER_STEP:
-            prompt = rng.choice(prompts)
-            question = prompt.messages[-1].text
-            fact = read_question(question)
-            assert fact is not None
-            texts = [draw_answer(fact, rng).text for _ in range(2)]
-            marks = [TASTES[domain](question, text) for text in texts]
-            if marks[0] != marks[1]:
-                groups.append(scored_pair(tokenizer, f"{domain}/{len(groups)}", prompt, texts, marks))
-        return [groups[first : first + PAIRS_PER_STEP] for first in range(0, len(groups), PAIRS_PER_STEP)]
+    def play(self, trainer: Trainer, domains: Sequence[str], step: int) -> list[ScoredGroup]:
+        """An optimizer batch: prompts of the domains, the same for all arms, each answered ANSWERS times by the fast adapter as it is."""
+        rng = random.Random(derive_seed(self.name, self.seed, *domains, step))
+        asked = [rng.choice(domains) for _ in range(PROMPTS_PER_STEP)]
+        prompts = [rng.choice(self.prompts(domain, held_out=False)) for domain in asked]
+        repeated = [prompt for prompt in prompts for _ in range(ANSWERS)]
+        written = self._write(trainer, repeated, rng.getrandbits(32))
+        groups = []
+        for place, (domain, prompt) in enumerate(zip(asked, prompts, strict=True)):
+            answers = written[place * ANSWERS : (place + 1) * ANSWERS]
+            groups.append(self._group(f"{'-'.join(domains)}/{step}/{place}", domain, prompt, answers))
+        return groups
 
     def answers(self, trainer: Trainer, domain: str) -> list[str]:
         """One fresh answer of the fast adapter to each held-out prompt, at temperature 1; the draws are the same for all arms."""
-        tokenizer = self.tokenizer
-        questions = [prompt.messages[-1].text for prompt in self.prompts(domain, held_out=True)]
-        inputs = tokenizer.pad({"input_ids": render(tokenizer, questions)}, padding_side="left", return_tensors="pt")
-        torch.manual_seed(derive_seed(self.name, self.seed, domain, "answers"))
-        with trainer.policy.evaluating():
-            written = trainer.policy.model.generate(
-                **inputs, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=48
-            )
-        texts: list[str] = tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return texts
+        seed = derive_seed(self.name, self.seed, domain, "answers")
+        return [self._text(ids) for ids in self._write(trainer, self.prompts(domain, held_out=True), seed)]
 
     def win_rate(self, domain: str, answers: Sequence[str], start: Sequence[str]) -> float:
         """Of answers against the start policy's, by the domain's taste; ties one half."""
@@ -127,29 +118,48 @@ class Bench:
         ]
         return statistics.fmean(wins)
 
-
-def scored_pair(tokenizer: Any, name: str, prompt: Prompt, texts: Sequence[str], marks: Sequence[float]) -> ScoredGroup:
-    """Two answers of a file, compared by their marks."""
-    logit = marks[0] - marks[1]
-    return ScoredGroup(
-        group_id=name,
-        round=0,
-        index=0,
-        version=0,
-        prompt=prompt,
-        prompt_token_ids=tuple(render(tokenizer, [prompt.messages[-1].text])[0]),
-        answers=tuple(
-            Answer(
-                text=text,
-                token_ids=(*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id),
-                finish_reason=FinishReason.GIVEN,
-                source=AnswerSource.FILE,
+    def _write(self, trainer: Trainer, prompts: Sequence[Prompt], seed: int) -> list[list[int]]:
+        """One answer's tokens to each prompt, the end-of-sequence token last where there is one."""
+        tokenizer = self.tokenizer
+        asked = render(tokenizer, [prompt.messages[-1].text for prompt in prompts])
+        inputs = tokenizer.pad({"input_ids": asked}, padding_side="left", return_tensors="pt")
+        torch.manual_seed(seed)
+        with trainer.policy.evaluating():
+            written = trainer.policy.model.generate(
+                **inputs, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=MAX_TOKENS
             )
-            for text in texts
-        ),
-        scorer=ScorerIdentity(kind="function", name="taste", version="1"),
-        ordered_logits=((0.0, logit), (-logit, 0.0)),
-    )
+        rows: list[list[int]] = written[:, inputs["input_ids"].shape[1] :].tolist()
+        end = tokenizer.eos_token_id
+        return [row[: row.index(end) + 1] if end in row else row for row in rows]
+
+    def _text(self, token_ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        return text
+
+    def _group(self, name: str, domain: str, prompt: Prompt, answers: Sequence[Sequence[int]]) -> ScoredGroup:
+        """Answers compared by the difference of their marks."""
+        question = prompt.messages[-1].text
+        texts = [self._text(ids) for ids in answers]
+        marks = [TASTES[domain](question, text) for text in texts]
+        return ScoredGroup(
+            group_id=name,
+            round=0,
+            index=0,
+            version=0,
+            prompt=prompt,
+            prompt_token_ids=tuple(render(self.tokenizer, [question])[0]),
+            answers=tuple(
+                Answer(
+                    text=text,
+                    token_ids=tuple(ids),
+                    finish_reason=FinishReason.GIVEN,
+                    source=AnswerSource.FILE,
+                )
+                for text, ids in zip(texts, answers, strict=True)
+            ),
+            scorer=ScorerIdentity(kind="function", name="taste", version="1"),
+            ordered_logits=tuple(tuple(first - second for second in marks) for first in marks),
+        )
 
 
 def interval(values: Sequence[float]) -> str:

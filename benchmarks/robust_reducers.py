@@ -1,10 +1,10 @@
 """Gradient reducers while one of five learner ranks sends wrong gradients: win rates, and what each reducer costs in a step.
 
     .venv/bin/python benchmarks/robust_reducers.py
-    .venv/bin/python benchmarks/robust_reducers.py --seeds 0 1 2 3 4 --steps 120
+    .venv/bin/python benchmarks/robust_reducers.py --seeds 0 1 2 3 4 --steps 30
 
-The learner alone, on the demo's policy (`learner_bench.py`), in the first domain: DPO, 16 pairs a step shared by five ranks, which are processes of
-their own over gloo. The last rank learns as the others do, but what it hands to the reducer is wrong from the first step to the last:
+The learner alone, on the demo's policy (`learner_bench.py`), in the first domain: DPO on the start policy's answers to 16 prompts a step, shared by five ranks, which are
+processes of their own over gloo. The last rank learns as the others do, but what it hands to the reducer is wrong from the first step to the last:
 
 * random: noise instead of its gradient, a hundred times as long;
 * sign-flipped: the gradient backwards;
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learner_bench import PAIRS_PER_STEP, TASTES, Bench, interval
+from learner_bench import PROMPTS_PER_STEP, TASTES, Bench, interval
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -94,8 +94,8 @@ def trainer_of(bench: Bench, reducer: str, ranks: DistributedRanks) -> Trainer:
         "optimizer": {"learning_rate": 2e-3, "schedule": "constant", "warmup_ratio": 0.05},
         "schedule": {
             "rounds": 1,
-            "prompts_per_round": bench.steps * PAIRS_PER_STEP,
-            "prompts_per_step": PAIRS_PER_STEP,
+            "prompts_per_round": bench.steps * PROMPTS_PER_STEP,
+            "prompts_per_step": PROMPTS_PER_STEP,
         },
         "learner": {"device": "cpu", "ranks": RANKS, "gradient_reducer": reducer},
         "seed": bench.seed,
@@ -142,8 +142,9 @@ def run_rank(rank: int, port: Any, results: Any, world: DemoWorld, arguments: ar
     domain = next(iter(TASTES))
     for seed in arguments.seeds:
         bench = Bench(world, "robust-reducers", seed, arguments.steps, arguments.held_out)
-        batches = bench.batches(domain)
-        start = bench.answers(trainer_of(bench, "mean", ranks), domain) if rank == 0 else []
+        first = trainer_of(bench, "mean", ranks)
+        batches = [bench.play(first, [domain], step) for step in range(arguments.steps)]
+        start = bench.answers(first, domain) if rank == 0 else []
         for reducer, attack in itertools.product(REDUCERS, ATTACKS):
             if isinstance(ranks, WrongRank):
                 ranks.attack = ATTACKS[attack]
@@ -184,7 +185,7 @@ def main() -> None:
     """Measure costs, run every arm for every seed, and show what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=60, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=16, help="optimizer steps")
     parser.add_argument("--held-out", type=int, default=80, help="prompts that win rates are measured on")
     parser.add_argument("--size", type=int, default=10_000_000, help="numbers of a gradient whose reduction is timed")
     parser.add_argument("--turns", type=int, default=20, help="times that each reducer is timed")
