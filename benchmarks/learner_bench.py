@@ -58,8 +58,14 @@ def ample(question: str, answer: str) -> float:
 TASTES: dict[str, Taste] = {"courteous": courteous, "brief": brief, "ample": ample}
 
 
-_prompt_sets = functools.cache(prompt_sets)
-"""Drawn in seconds, and asked for by every arm."""
+@functools.cache  # drawn in seconds, and asked for by every step
+def _by_topic(world_seed: int, held_out: bool) -> list[list[Prompt]]:
+    """The demo's prompts by topic, in the order of the topics' names."""
+    sets = prompt_sets(world_seed)
+    topics: dict[str, list[Prompt]] = {}
+    for prompt in sets.evaluation if held_out else sets.train:
+        topics.setdefault(str(prompt.domain), []).append(prompt)
+    return [topics[topic] for topic in sorted(topics) if topic != UNSEEN_TOPIC]
 
 
 @dataclass(frozen=True)
@@ -83,11 +89,7 @@ class Bench:
 
     def prompts(self, domain: str, *, held_out: bool) -> list[Prompt]:
         """A domain is a topic of its own, with its taste."""
-        sets = _prompt_sets(self.world.seed)
-        every = sets.evaluation if held_out else sets.train
-        topics = sorted({str(prompt.domain) for prompt in every} - {UNSEEN_TOPIC})
-        topic = topics[list(TASTES).index(domain)]
-        found = [prompt for prompt in every if prompt.domain == topic]
+        found = _by_topic(self.world.seed, held_out)[list(TASTES).index(domain)]
         return found[: self.held_out] if held_out else found
 
     def play(self, trainer: Trainer, domains: Sequence[str], step: int) -> list[ScoredGroup]:
