@@ -52,7 +52,7 @@ began=$SECONDS
 up
 within 600 "the API answers with the key of the secrets' volume" answers
 KEY=$(in_api cat /secrets/api_key)
-within 300 "a node for each role" a_node_for_each_role
+within 600 "a node for each role" a_node_for_each_role
 say "up in $((SECONDS - began)) s"
 [[ $(curl -s -o /dev/null -w '%{http_code}' "$URL/v1/jobs") == 401 ]] || die "a request without a key was answered"
 
@@ -66,7 +66,7 @@ job=$(submit "$work/job.json")
 within 1200 "job $job, sent with curl, has version 1" has_version "$job" 1
 
 up --no-recreate --scale sampler=2
-within 300 "two sampler nodes while it runs" nodes_with sampler 2
+within 600 "two sampler nodes while it runs" nodes_with sampler 2
 victim=$(container sampler)
 for name in $($ENGINE ps -q --filter "label=com.docker.compose.project=$project" --filter label=com.docker.compose.service=sampler); do
     if $ENGINE exec "$name" bash -c 'grep -qa SamplerWorker /proc/[0-9]*/cmdline'; then victim=$name; fi
