@@ -8,7 +8,7 @@
 #   COMPOSE        default: docker compose
 #   ENGINE         default: docker. Enters and kills single containers
 #   TRIAL_WORLD    a demo's world that is built already (SPARRING_HOME/demo of `sparring demo`), copied in instead of built there
-#   TRIAL_ROUNDS   rounds of self-play. Default: 12
+#   TRIAL_ROUNDS   rounds of self-play. Default: 24
 #   TRIAL_KEEP     not empty: leave the cluster and its volumes as they are at the end
 #
 # It has a project, a port and volumes of its own (sparring-trial), and leaves others alone.
@@ -59,7 +59,7 @@ say "up in $((SECONDS - began)) s"
 say "the demo's world, in the volume of models"
 in_api mkdir -p /models/demo
 [[ -z ${TRIAL_WORLD:-} ]] || tar -C "$TRIAL_WORLD" -c . | in_api tar -C /models/demo -x --no-same-owner
-in_api env SPARRING_HOME=/models sparring demo --print-job --rounds "${TRIAL_ROUNDS:-12}" 2>"$work/world.log" |
+in_api env SPARRING_HOME=/models sparring demo --print-job --rounds "${TRIAL_ROUNDS:-24}" 2>"$work/world.log" |
     for_samplers 2 cluster-trial >"$work/job.json" || die "no world: $(tail -n 3 "$work/world.log")"
 
 job=$(submit "$work/job.json")
