@@ -256,7 +256,10 @@ def call(ref: Any, timeout_seconds: float, setting: str) -> Any:
 async def call_async(ref: Any, timeout_seconds: float, setting: str) -> Any:
     """:func:`call` for coroutines."""
     try:
-        return await asyncio.wait_for(ref, timeout_seconds)
+        async with asyncio.timeout(
+            timeout_seconds
+        ):  # Python 3.11's wait_for drops a cancellation that comes with the result
+            return await ref
     except ray_errors.RayError as error:
         raise _translated(error, timeout_seconds, setting) from None
     except TimeoutError:

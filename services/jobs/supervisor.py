@@ -84,7 +84,8 @@ class Supervisor:
         """
         member = self.crew.member(name)
         try:
-            await asyncio.wait_for(self.up[name].wait(), member.start_timeout_seconds)
+            async with asyncio.timeout(member.start_timeout_seconds):
+                await self.up[name].wait()
         except TimeoutError as error:
             raise JobFailure(
                 "worker_start_timeout", f"{name} did not come up within {member.start_timeout_seconds:g} s; see its log"

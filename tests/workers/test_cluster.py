@@ -276,6 +276,16 @@ def test_a_call_timeout_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyP
         cluster._patience(None, None)
 
 
+async def test_a_cancellation_is_not_lost_when_the_answer_comes_at_the_same_time() -> None:
+    ref: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    caller = asyncio.ensure_future(cluster.call_async(ref, SECONDS, "tests.timeout"))
+    await asyncio.sleep(0)
+    ref.set_result(1)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+
+
 def test_ray_keeps_its_session_where_the_path_is_short_enough(tmp_path: Path) -> None:
     deep = tmp_path / ("deep" * 20)
     assert len(str(cluster._temp_dir(deep))) <= cluster.LONGEST_TEMP_DIR
