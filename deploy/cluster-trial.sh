@@ -69,7 +69,7 @@ up --no-recreate --scale sampler=2
 within 600 "two sampler nodes while it runs" nodes_with sampler 2
 victim=$(container sampler)
 for name in $($ENGINE ps -q --filter "label=com.docker.compose.project=$project" --filter label=com.docker.compose.service=sampler); do
-    if $ENGINE exec "$name" bash -c 'grep -qa SamplerWorker /proc/[0-9]*/cmdline'; then victim=$name; fi
+    if $ENGINE exec "$name" bash -c 'grep -qa "[S]amplerWorker" /proc/[0-9]*/cmdline'; then victim=$name; fi
 done
 [[ $(state_of "$job") == running ]] || die "the job ended before a container could be killed; raise TRIAL_ROUNDS"
 say "killing the sampler container $victim, which runs the job's samplers"
