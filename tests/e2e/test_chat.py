@@ -45,7 +45,13 @@ def test_people_chat_with_a_job_while_it_trains_and_after_it_has_ended(
     try:
         with Client(service.url) as client:
             chat = openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", timeout=300, max_retries=4)
-            online = {"mode": "online", "max_staleness": 1, "rounds": 14, "prompts_per_round": 8}
+            online = {
+                "mode": "online",
+                "max_staleness": 1,
+                "rounds": 14,
+                "prompts_per_round": 8,
+                "reuse_prompts": True,  # expired groups are replaced by others
+            }
             job_id = client.submit(job(world, schedule=online, objective={"kind": "dpo", "reference": "start"})).id
             while_it_trains(client, chat, job_id, service)
             wait_for(lambda: client.get(job_id).state.terminal, "the job's end")
