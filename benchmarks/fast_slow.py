@@ -10,12 +10,14 @@ one many. All arms get the same prompts in the same order, answer them as they h
 * Three domains in sequence: DPO with one adapter, OFS-DPO with one pair of them, COFS-DPO with fresh ones on the frozen combination, and DPO on all
   domains mixed, which has what the others have not: all domains at once.
 
-Tables have means over seeds with 95 % t-intervals. Pictures and every figure (``figures.json``) are written under ``--out``.
+Tables have means over seeds with 95 % t-intervals. Every seed's figures are written under ``--out`` when it is done, and a seed that is there
+already with the same settings is read and not run again: seeds may run side by side. The picture is written beside them.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import statistics
@@ -175,7 +177,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
         values = [statistics.fmean(run["average"] for run in figures["sequences"][name])]
         axes[0, 2].bar(place, values[0], label=name)
         axes[0, 3].bar(place, statistics.fmean(run["forgetting"] for run in figures["sequences"][name]), label=name)
-    axes[0, 2].set(title="Average win rate at the end", xticks=[], ylim=(0.4, 1))
+    axes[0, 2].set(title="Average win rate at the end", xticks=[], ylim=(0, 1))
     axes[0, 3].set(title="Forgetting", xticks=[])
     axes[0, 0].legend()
     axes[0, 2].legend(fontsize="small")
@@ -207,6 +209,9 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console(width=160)
     logging.disable_progress_bar()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    arms = {"DPO": "off", "OFS-DPO": "chase"}
+    figures: dict[str, Any] = {"one_domain": {arm: [] for arm in arms}, "sequences": {arm: [] for arm in SEQUENCES}}
     with Progress(console=console) as bars:
         building: dict[str, Any] = {}
 
@@ -216,22 +221,20 @@ def main() -> None:
             bars.update(building[stage], completed=done)
 
         world = ensure_world(arguments.home, 0, built)
-        arms = {"DPO": "off", "OFS-DPO": "chase"}
-        work = len(arguments.seeds) * arguments.steps * (len(arms) + len(SEQUENCES) * len(TASTES))
-        task = bars.add_task("Steps", total=work)
-
-        def tell() -> None:
-            bars.advance(task)
-
-        figures: dict[str, Any] = {"one_domain": {arm: [] for arm in arms}, "sequences": {arm: [] for arm in SEQUENCES}}
         for seed in arguments.seeds:
-            bench = Bench(world, "fast-slow", seed, arguments.steps, arguments.held_out)
-            for arm, slow in arms.items():
-                figures["one_domain"][arm].append(one_domain(bench, slow, tell))
-            for arm, settings in SEQUENCES.items():
-                figures["sequences"][arm].append(sequence(bench, tell, **settings))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "figures.json").write_text(json.dumps(figures, indent=1))
+            path = arguments.out / f"steps-{arguments.steps}-held-out-{arguments.held_out}-seed-{seed}.json"
+            if not path.exists():
+                task = bars.add_task(f"Seed {seed}", total=arguments.steps * (len(arms) + len(SEQUENCES) * len(TASTES)))
+                tell = functools.partial(bars.advance, task)
+                bench = Bench(world, "fast-slow", seed, arguments.steps, arguments.held_out)
+                of_seed = {
+                    "one_domain": {arm: one_domain(bench, slow, tell) for arm, slow in arms.items()},
+                    "sequences": {arm: sequence(bench, tell, **settings) for arm, settings in SEQUENCES.items()},
+                }
+                path.write_text(json.dumps(of_seed, indent=1))
+            for experiment, of_arms in json.loads(path.read_text()).items():
+                for arm, run in of_arms.items():
+                    figures[experiment][arm].append(run)
     show_one_domain(console, figures["one_domain"], arguments.target)
     show_sequences(console, figures["sequences"])
     for seed, run in zip(arguments.seeds, figures["sequences"]["COFS-DPO"], strict=True):
