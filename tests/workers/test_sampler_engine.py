@@ -150,13 +150,18 @@ async def pieces_of(engine: SamplerEngine, request: ChatRequest) -> list[ChatPie
     return [piece async for piece in engine.stream(request)]
 
 
+def readable(text: str) -> str:
+    """Without the marks of bytes that are no character: an untrained model writes them, and a stream waits for the rest of a character."""
+    return text.replace("\N{REPLACEMENT CHARACTER}", "")
+
+
 async def test_a_stream_is_the_same_answer_piece_by_piece(engine: SamplerEngine) -> None:
     together = await write(engine, 5)
     pieces = await pieces_of(engine, chat(0, answers=3, logprobs=2))
     assert len(pieces) > 10
     for number, answer in enumerate(together):
         mine = [piece for piece in pieces if piece.answer == number]
-        assert "".join(piece.text for piece in mine) == answer.text
+        assert readable("".join(piece.text for piece in mine)) == readable(answer.text)
         assert sum(piece.tokens for piece in mine) == len(answer.token_ids)
         assert [piece.finish_reason for piece in mine if piece.finish_reason] == [answer.finish_reason]
         told = [entry for piece in mine for entry in piece.logprobs]

@@ -210,6 +210,8 @@ class SamplerEngine:
     async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatPiece]:
         """Write the answers of a request piece by piece. Closing it early ends the request.
 
+        A character goes out when all its bytes are written; one that the answer's end cuts off does not.
+
         Raises:
             VersionNotLoaded, InputError, EngineDied: as ``generate``.
         """
