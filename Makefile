@@ -2,6 +2,7 @@
 SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
+SLOW = $(shell grep -rl --include='test_*.py' 'mark\.slow' tests | sort)
 
 .PHONY: help setup packages demo serve test test-fast test-slow lint format lock trial-cluster trial-hosts clean
 
@@ -24,10 +25,10 @@ packages:  ## What the tests need from Debian: PostgreSQL, Chromium and Promethe
 test: test-fast test-slow  ## All tests, the quick ones first
 
 test-fast: setup packages  ## Tests without engines
-	$(BIN)/pytest -q -m "not slow" -n auto
+	$(BIN)/pytest -q -m "not slow" -n auto --ignore tests/e2e
 
 test-slow: setup packages  ## Tests that start vLLM, Ray and PairRM; two at a time, more would fill the machine; whole jobs (tests/e2e) first
-	$(BIN)/pytest -q -m slow -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+	$(BIN)/pytest -q -m slow -n 2 --dist loadfile --no-loadscope-reorder --durations=25 $(SLOW)
 
 lint: setup  ## Style, types and layers
 	$(BIN)/ruff check .

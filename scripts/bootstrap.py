@@ -91,6 +91,7 @@ def bootstrap(venv: Path, dev: bool, project: bool) -> None:
     pip.install("--no-deps", *(part for lock in locks for part in ("-r", str(lock))), total=sum(map(count, locks)))
     if project:
         pip.install("--no-deps", "--no-build-isolation", "-e", str(ROOT))
+    pip.compile()
     check(pip, LEFT_OUT if accelerator == "cpu" else set())
     if accelerator == "cpu":
         check_libnuma()
@@ -178,7 +179,7 @@ class Pip:
 
     def install(self, *arguments: str, total: int = 0, may_fail: bool = False) -> bool:
         """Install, counting packages on the terminal and writing everything that pip says to the log."""
-        command = [self.python, "-m", "pip", "install", "--no-input", *arguments]
+        command = [self.python, "-m", "pip", "install", "--no-input", "--no-compile", *arguments]
         process = subprocess.Popen(
             command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=str(ROOT)
         )
@@ -198,6 +199,18 @@ class Pip:
         if process.wait() and not may_fail:
             raise SetupError("pip failed (everything it said: {}):\n{}".format(self.log, "".join(lines[-15:]).strip()))
         return process.returncode == 0
+
+    def compile(self) -> None:
+        """Compile what was installed, on all processors; pip does it on one. What no Python of this version reads stays as it is."""
+        print("set-up: compiling them", flush=True)
+        folder = self.run_python("import sysconfig; print(sysconfig.get_paths()['purelib'])").stdout.strip()
+        self.run_python("import compileall, sys; compileall.compile_dir(sys.argv[1], quiet=2, workers=0)", folder)
+
+    def run_python(self, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a program of the environment's own Python."""
+        return subprocess.run(
+            [self.python, "-c", code, *arguments], env=self.environment, capture_output=True, text=True
+        )
 
 
 def install_cpu_torch(pip: Pip, requirement: str) -> None:
@@ -235,9 +248,7 @@ def check(pip: Pip, left_out: set[str]) -> None:
         )
     # find_spec only: importing torchvision is what breaks.
     probe = "import importlib.util, sys; print(*(n for n in sys.argv[1:] if importlib.util.find_spec(n)))"
-    answer = subprocess.run(
-        [pip.python, "-c", probe, *sorted(left_out)], env=pip.environment, capture_output=True, text=True
-    )
+    answer = pip.run_python(probe, *sorted(left_out))
     if answer.returncode or answer.stdout.strip():
         raise SetupError(f"these must not be installed beside a CPU torch: {answer.stdout.strip()}{answer.stderr}")
 

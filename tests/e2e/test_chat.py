@@ -180,27 +180,3 @@ def two_versions_are_compared(client: Client, service: Service, job_id: str) -> 
     assert zero == 0 and verdict["logit"] == pytest.approx((first - second) / 2)
     assert verdict["scorer"]["kind"] == "pairrm" and 0 < verdict["win_probability"] < 1
     assert verdict["winner"] == ("first" if first > second else "second")
-
-
-def test_a_deterministic_jobs_samplers_are_left_alone(world: World, tmp_path: Path) -> None:
-    """Its versions are the same bytes with somebody chatting beside it as without."""
-    service = Service(world, tmp_path / "service.log")
-    try:
-        with Client(service.url) as client:
-            quiet = client.submit(job(world)).id
-            wait_for(lambda: client.get(quiet).state.terminal, "the quiet job's end")
-            wait_for(lambda: not samplers(service), "its samplers to leave", 60)
-            chatty = client.submit(job(world)).id
-            wait_for(lambda: (client.get(chatty).current_version or -1) >= 0, "version 0")
-            its_own = samplers(service)
-            chat = openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", timeout=300, max_retries=4)
-            answer = chat.chat.completions.create(model=chatty, messages=QUESTION, max_tokens=8)
-            assert answer.system_fingerprint is not None
-            assert samplers(service) - its_own, "chat has a sampler of its own"
-            wait_for(lambda: client.get(chatty).state.terminal, "the chatty job's end")
-            assert {client.get(each).state for each in (quiet, chatty)} == {JobState.SUCCEEDED}
-            digests = [[version.digest for version in client.versions(each)] for each in (quiet, chatty)]
-            assert digests[0] == digests[1] and len(digests[0]) == 3
-    finally:
-        code = service.stop()
-    assert code == 0 and service.command.leaves_nothing()

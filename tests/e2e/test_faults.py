@@ -67,7 +67,7 @@ def test_tampered_bytes_are_not_served_and_a_sampler_that_serves_the_version_bef
     assert command.leaves_nothing()
 
 
-def test_a_killed_sampler_costs_a_restart_and_no_group(world: World, tmp_path: Path) -> None:
+def test_a_killed_sampler_and_an_interruption_cost_no_group_and_no_version(world: World, tmp_path: Path) -> None:
     spec = job(
         world,
         schedule={"mode": "online", "max_staleness": 2, "rounds": 3, "prompts_per_round": 20},
@@ -81,18 +81,29 @@ def test_a_killed_sampler_costs_a_restart_and_no_group(world: World, tmp_path: P
     assert len(victims) == 1 and engines, [p.name() for p in command.processes()]
     os.kill(victims[0].pid, signal.SIGKILL)
     wait_for(lambda: not any(engine.is_running() for engine in engines), "the dead sampler's engine to go", 20)
+    wait_for(lambda: Outcome().events("worker_restarted"), "another sampler")
 
-    ended = command.wait()
+    command.interrupt(signal.SIGINT)
+    ended = command.wait(180)
+    assert ended.code == 130 and "sparring resume" in ended.output, ended.output
+    assert command.leaves_nothing(), [p.cmdline() for p in command.processes()]
+    outcome = Outcome()
+    assert outcome.job.state == "cancelled"
+    assert [event.data["worker"] for event in outcome.events("worker_died")] == [name]
+    kept = outcome.digests()
+    assert len(kept) >= 2
+
+    resumed = Command("resume", outcome.job.id)
+    ended = resumed.wait()
     assert ended.code == 0, ended.output
     outcome = Outcome()
-    assert outcome.job.state == "succeeded" and outcome.job.current_version == 3
-    assert [event.data["worker"] for event in outcome.events("worker_died")] == [name]
-    assert outcome.events("worker_restarted")
+    assert outcome.job.state == "succeeded" and outcome.job.attempt == 2 and outcome.job.current_version == 3
+    assert outcome.digests()[: len(kept)] == kept, "versions are never overwritten"
     counts = outcome.counts
     assert counts.balanced and counts.consumed == 60, counts
     staleness = [point.value or 0 for point in outcome.store.series(outcome.job.id, ["staleness_max"])["staleness_max"]]
     assert max(staleness) <= 2
-    assert command.leaves_nothing(), [p.cmdline() for p in command.processes()]
+    assert resumed.leaves_nothing(), [p.cmdline() for p in resumed.processes()]
 
 
 def test_the_death_of_any_other_worker_costs_no_group_either(world: World, tmp_path: Path) -> None:
@@ -112,23 +123,3 @@ def test_the_death_of_any_other_worker_costs_no_group_either(world: World, tmp_p
     assert outcome.job.current_version == 7 and counts.balanced, counts
     assert counts.consumed == 84 and counts.remaining == 0, counts
     assert command.leaves_nothing()
-
-
-def test_an_interrupted_job_keeps_its_newest_version_and_goes_on_from_it(world: World, tmp_path: Path) -> None:
-    command = start_job(tmp_path, job(world, schedule={"rounds": 3}))
-    wait_for(lambda: Outcome().job.current_version == 1, "version 1")
-    command.interrupt(signal.SIGINT)
-    ended = command.wait(180)
-    assert ended.code == 130, ended.output
-    assert command.leaves_nothing()
-    outcome = Outcome()
-    assert outcome.job.state == "cancelled"
-    kept = outcome.digests()
-    assert len(kept) >= 2 and "sparring resume" in ended.output
-
-    resumed = Command("resume", outcome.job.id).wait()
-    assert resumed.code == 0, resumed.output
-    outcome = Outcome()
-    assert outcome.job.state == "succeeded" and outcome.job.attempt == 2
-    assert outcome.digests()[: len(kept)] == kept, "versions are never overwritten"
-    assert outcome.counts.balanced and outcome.counts.consumed == 36

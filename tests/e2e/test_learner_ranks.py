@@ -56,24 +56,13 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
 
 
-def test_two_ranks_give_the_adapter_of_one(world: World, alone: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    command = start_job(tmp_path, ranks_job(world, tmp_path, 2))
-    ended = command.wait()
-    assert ended.code == 0, ended.output
-    outcome = Outcome()
-    assert_same(adapter(outcome), alone)
-    assert [event.data["ranks"] for event in outcome.events("learner_ranks")] == [2]
-    assert not outcome.events("learner_interrupted")
-    assert command.leaves_nothing()
-
-
 def process_of(command: Command, actor: str) -> psutil.Process:
     found = [p for p in command.processes() if p.name().startswith(f"ray::{actor}"[:15])]
     assert len(found) == 1, (actor, [p.name() for p in command.processes()])
     return found[0]
 
 
-def test_a_killed_rank_ends_the_step_by_its_name_and_the_job_goes_on_from_the_newest_version(
+def test_two_ranks_give_the_adapter_of_one_also_where_each_is_killed_and_the_job_goes_on_from_the_newest_version(
     world: World, alone: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     command = start_job(tmp_path, ranks_job(world, tmp_path, 2))

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import openai
 import pytest
 
 from learner.digests import adapter_digest
 from learner.records import ADAPTER_FILES, AnswerSource, FinishReason, GroupState
-from tests.e2e.world import Outcome, World, job, run_job, start_job
+from services.client import Client
+from services.jobs.state import JobState
+from tests.e2e.test_chat import QUESTION, samplers
+from tests.e2e.test_service import Service
+from tests.e2e.world import Outcome, World, job, start_job, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -103,11 +108,23 @@ def test_a_version_loads_with_plain_peft(world: World, outcome: Outcome) -> None
             assert torch.allclose(measured, torch.tensor(text["current"]), atol=1e-4)
 
 
-def test_the_same_job_gives_the_same_adapter_with_one_sampler_and_with_two(
+def test_the_same_job_gives_the_same_adapter_with_two_samplers_and_somebody_who_chats(
     world: World, outcome: Outcome, tmp_path: Path
 ) -> None:
-    home = tmp_path / "home"
-    spec = job(world, resources={"sampler": {"count": 2, "cpus": 0.4}})
-    ended = run_job(tmp_path, spec, SPARRING_HOME=str(home))
-    assert ended.code == 0, ended.output
-    assert Outcome(home).digests() == outcome.digests()
+    """The samplers of a deterministic job are left alone: chat with it has one of its own."""
+    service = Service(world, tmp_path / "service.log")
+    try:
+        with Client(service.url) as client:
+            job_id = client.submit(job(world, resources={"sampler": {"count": 2, "cpus": 0.4}})).id
+            wait_for(lambda: (client.get(job_id).current_version or -1) >= 0, "version 0")
+            its_own = samplers(service)
+            chat = openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", timeout=300, max_retries=4)
+            answer = chat.chat.completions.create(model=job_id, messages=QUESTION, max_tokens=8)
+            assert answer.system_fingerprint in outcome.digests()
+            assert samplers(service) - its_own, "chat has a sampler of its own"
+            wait_for(lambda: client.get(job_id).state.terminal, "the job's end")
+            assert client.get(job_id).state is JobState.SUCCEEDED
+            assert [version.digest for version in client.versions(job_id)] == outcome.digests()
+    finally:
+        code = service.stop()
+    assert code == 0 and service.command.leaves_nothing()
