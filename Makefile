@@ -2,6 +2,7 @@
 SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
+unexport PYTHONDONTWRITEBYTECODE # a job is a dozen processes, which need not all compile the same modules
 SLOW = $(shell grep -rl --include='test_*.py' 'mark\.slow' tests | sort)
 
 .PHONY: help setup packages demo serve test test-fast test-slow lint format lock trial-cluster trial-hosts clean

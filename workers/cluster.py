@@ -22,6 +22,7 @@ from ray import exceptions as ray_errors
 
 from learner.errors import InputError
 from learner.records import Record
+from workers import logs
 from workers.activity import Activity
 from workers.capacity import Demand, Node, check_capacity
 from workers.errors import CallTimeout, WorkerDied, WorkerError, WorkerUnavailable
@@ -373,6 +374,11 @@ class LeasedWorker:
         return WorkerPulse(
             pid=os.getpid(), uptime_seconds=now - self._born, lease_left_seconds=max(0.0, self._lease_ends - now)
         )
+
+    @ray.method(concurrency_group=LEASE_GROUP)
+    def unread_log(self, mark: str, sizes: Mapping[str, int]) -> dict[str, tuple[int, bytes]] | None:
+        """What the worker has written on its machine and the job's folder has not (`workers.logs.unread`)."""
+        return logs.unread(mark, node_address(), sizes)
 
     def _watch_lease(self) -> None:
         while (left := self._lease_ends - time.monotonic()) > 0:

@@ -1,11 +1,17 @@
-"""Each worker writes its own log: as text with whatever its engine prints, and as JSON lines, one for each record."""
+"""Each worker writes its own log: as text with whatever its engine prints, and as JSON lines, one for each record.
+
+On another machine than the job's they lie in a folder there, from which the controller fetches what it has not yet (`unread`).
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import re
 import sys
+import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,6 +19,15 @@ TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 MORE = ("request_id", "group_id")
 """What a record may say beside its message, through ``extra``."""
+
+MARK = ".mark"
+"""File with a random name, by which a job's own folder of logs is told from one that has its path on another machine."""
+
+PIECE_BYTES = 1 << 18
+"""Most that is fetched of a file at a time."""
+
+_own: tuple[Path, str] | None = None
+"""This process's folder and worker."""
 
 
 class JsonLines(logging.Formatter):
@@ -43,6 +58,8 @@ def write_to(folder: Path, worker: str) -> logging.Logger:
 
     Attempts count up, so that a restarted worker does not overwrite what the dead one said. The folder lies in the job's.
     """
+    global _own
+    _own = folder, worker
     folder.mkdir(parents=True, exist_ok=True)
     attempt = sum(1 for _ in folder.glob(f"{worker}-*.log")) + 1
     path = folder / f"{worker}-{attempt}.log"
@@ -58,3 +75,43 @@ def write_to(folder: Path, worker: str) -> logging.Logger:
     lines.setFormatter(JsonLines(job_id=job_id, worker=worker.removeprefix(f"{job_id}-")))
     logging.basicConfig(level=logging.INFO, handlers=[text, lines], force=True)
     return logging.getLogger(worker)
+
+
+def mark(folder: Path) -> str:
+    """What is written in the folder's mark, which is made where there is none."""
+    path = folder / MARK
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(uuid.uuid4().hex)
+    return path.read_text()
+
+
+def unread(mark: str, machine: str, sizes: Mapping[str, int]) -> dict[str, tuple[int, bytes]] | None:
+    """What this process's worker has written on this machine and the job's folder has not, the dead that had its name before included.
+
+    Args:
+        mark: of the job's folder.
+        machine: this machine's name, which becomes part of the names, since each machine counts its own attempts.
+        sizes: name to bytes, of the files that the job's folder has from other machines.
+
+    Returns name to offset and at most `PIECE_BYTES` from there on; nothing where this worker writes to the job's folder itself.
+    """
+    if _own is None:
+        return None
+    folder, worker = _own
+    try:
+        if (folder / MARK).read_text() == mark:
+            return None
+    except FileNotFoundError:
+        pass
+    pieces = {}
+    for path in sorted(folder.iterdir()):
+        if not re.fullmatch(rf"{re.escape(worker)}-\d+\.(log|jsonl)", path.name):
+            continue
+        name = f"{path.stem}@{machine}{path.suffix}"
+        offset = sizes.get(name, 0)
+        with path.open("rb") as file:
+            file.seek(offset)
+            if piece := file.read(PIECE_BYTES):
+                pieces[name] = (offset, piece)
+    return pieces

@@ -17,6 +17,7 @@ from learner.records import PolicyVersion, VersionManifest
 from services.jobs.crew import Crew, Member
 from services.jobs.errors import JobFailure
 from services.jobs.journal import Journal
+from services.jobs.log_collector import LogCollector
 from services.jobs.spec import JobSpec
 from workers import cluster
 from workers.cluster import Link
@@ -60,6 +61,7 @@ class Supervisor:
         self.up = {member.name: asyncio.Event() for member in crew.members}
         self.starting: set[str] = set()
         self.tasks: set[asyncio.Task[None]] = set()
+        self.logs = LogCollector(crew.paths.logs)
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         dtype = spec.policy.dtype
         on_cpu = spec.resources.sampler.gpus == 0
@@ -147,6 +149,7 @@ class Supervisor:
             task.cancel()
         limit = self.spec.resources.fleet.shutdown_timeout_seconds
         running = [member for member in self.crew.members if self.up[member.name].is_set()]
+        await asyncio.gather(*(self.logs.collect(member.link, limit) for member in running), return_exceptions=True)
         await asyncio.gather(
             *(member.link.call("stop", timeout_seconds=limit) for member in running), return_exceptions=True
         )
@@ -160,6 +163,7 @@ class Supervisor:
                 "renew_lease", lease, timeout_seconds=PING_TIMEOUT_SECONDS
             )
             self.silent_since.pop(member.name, None)
+            await self.logs.collect(member.link, PING_TIMEOUT_SECONDS)
             if member.role == "sampler":
                 status: SamplerStatus = await member.link.call("status", timeout_seconds=PING_TIMEOUT_SECONDS)
                 return status
@@ -211,6 +215,7 @@ class Supervisor:
     async def _restart(self, member: Member) -> None:
         self.crew.dismiss_one(member)
         self.crew.spawn(member)
+        self.logs.started(member.name)
         if member.role == "sampler":
             await self._hand_over(member.name)
         await self._bring_up(member)

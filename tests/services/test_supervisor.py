@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,10 +64,11 @@ class Store:
 class World:
     """A supervisor with one sampler that has started; the opponent is version 0."""
 
-    def __init__(self) -> None:
+    def __init__(self, logs: Path) -> None:
         self.sampler, self.events = Sampler(), list[tuple[str, int]]()
         crew = SimpleNamespace(
             members=(),
+            paths=SimpleNamespace(logs=logs),
             versions=SimpleNamespace(link=Store()),
             member=lambda name: SimpleNamespace(name=name, link=self.sampler),
         )
@@ -94,22 +96,22 @@ class World:
         return list(self.sampler.calls)
 
 
-async def test_the_opponent_is_loaded_and_proved_once() -> None:
-    world = World()
+async def test_the_opponent_is_loaded_and_proved_once(tmp_path: Path) -> None:
+    world = World(tmp_path)
     assert await world.load(0) == [("load", 0)]
     assert await world.load(1) == [("load", 1)], "it was proved as the policy"
     assert world.fleet.serving(1) == ["s0"]
 
 
-async def test_a_restarted_sampler_proves_its_opponent_before_it_is_ready() -> None:
-    world = World()
+async def test_a_restarted_sampler_proves_its_opponent_before_it_is_ready(tmp_path: Path) -> None:
+    world = World(tmp_path)
     assert await world.load(3) == [("load", 0), ("load", 3)]
     assert world.events == [("version_proved", 0), ("version_proved", 3)] and world.fleet.serving(3) == ["s0"]
     assert await world.load(4) == [("load", 4)]
 
 
-async def test_a_sampler_whose_opponent_is_wrong_does_not_become_ready() -> None:
-    world = World()
+async def test_a_sampler_whose_opponent_is_wrong_does_not_become_ready(tmp_path: Path) -> None:
+    world = World(tmp_path)
     world.sampler.digests[0] = "another"
     assert await world.load(3) == [("load", 0), ("forget", 0)]
     assert world.events == [("proof_failed", 0)] and world.fleet.serving(3) == [] and world.fleet.to_load(3) == ["s0"]
@@ -118,8 +120,8 @@ async def test_a_sampler_whose_opponent_is_wrong_does_not_become_ready() -> None
     assert world.fleet.serving(3) == ["s0"]
 
 
-async def test_a_version_of_two_adapters_is_proved_when_both_are() -> None:
-    world = World()
+async def test_a_version_of_two_adapters_is_proved_when_both_are(tmp_path: Path) -> None:
+    world = World(tmp_path)
     assert await world.load(0, slow=True) == [("load", 0), ("load", 0)]
     assert world.sampler.modules == ["fast", "slow"] and world.fleet.serving(0) == ["s0"]
     world.sampler.slow_digest = "another"
