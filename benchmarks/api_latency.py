@@ -1,7 +1,7 @@
 """How fast the REST API answers under load: list, get and metrics, with many stored jobs and, where a job is named, beside it.
 
     .venv/bin/python benchmarks/api_latency.py --jobs 10000 --rate 50 --seconds 30
-    .venv/bin/python benchmarks/api_latency.py --job examples/fast-slow.yaml
+    .venv/bin/python benchmarks/api_latency.py --job job.yaml
 
 It starts a service of its own (`sparring serve`, with Ray) on a home of its own, or on SPARRING_DATABASE_URL's empty database. Requests are
 sent at fixed times, whether earlier ones were answered or not, and each one's latency counts from the time at which it was due, so that a
