@@ -77,12 +77,6 @@ $ENGINE kill "$victim" >/dev/null
 within 2400 "the job ended" has_ended "$job"
 account "$job"
 
-has_logs_of() { # workers on other nodes too: they share no folder with the API
-    for name in "$@"; do [[ $(api "/v1/jobs/$job/logs?limit=1000" | jq -r '.records[].worker') =~ $name ]] || return 1; done
-}
-has_logs_of controller queue learner scorer-0 sampler-0 || die "logs of workers on other nodes are missing"
-say "GET …/logs has records of every node's workers"
-
 kept() { api "/v1/jobs/$job" | jq -c '{id, state}' && api "/v1/jobs/$job/versions" | jq -c '[.versions[] | {version, digest}]' &&
     api "/v1/jobs/$job/metrics" | jq -S -c '.series | map_values(length)'; }
 kept >"$work/before"

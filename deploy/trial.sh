@@ -41,7 +41,7 @@ has_ended() { [[ $(state_of "$1") =~ ^(succeeded|failed|cancelled)$ ]]; }
 
 events() { api "/v1/jobs/$1/events?limit=1000" | jq -c '.events[]'; }
 
-# JOB: what happened to its workers, what its versions cost to spread, and whether its account adds up.
+# JOB: what happened to its workers, what its versions cost to spread, whether its account adds up, and whether every machine's logs are there.
 account() {
     local job=$1
     say "job $job: $(api "/v1/jobs/$job" | jq -c '{state, error: .error.message}')"
@@ -55,4 +55,8 @@ account() {
     say "$(events "$job" | jq -r 'select(.kind == "counts") | "\(.message) (balanced: \(.data.balanced))"')"
     [[ $(state_of "$job") == succeeded ]] || die "the job did not succeed"
     events "$job" | jq -es 'map(select(.kind == "counts")) | last | .data.balanced' >/dev/null || die "its account does not add up"
+    local who name
+    who=$(api "/v1/jobs/$job/logs?limit=1000" | jq -r '[.records[].worker] | unique | join(" ")')
+    for name in controller queue learner scorer-0 sampler-0; do [[ $who =~ $name ]] || die "GET …/logs has nothing of $name, only of: $who"; done
+    say "GET …/logs has records of $who"
 }
