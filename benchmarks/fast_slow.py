@@ -173,14 +173,18 @@ def draw(figures: dict[str, Any], path: Path) -> None:
         axes[0, 1].plot([statistics.fmean(row) for row in norms], label=name)
     axes[0, 0].set(title="One domain: win rate", xlabel="optimizer steps")
     axes[0, 1].set(title="One domain: gradient norm", xlabel="optimizer steps", yscale="log")
-    for place, name in enumerate(figures["sequences"]):
-        values = [statistics.fmean(run["average"] for run in figures["sequences"][name])]
-        axes[0, 2].bar(place, values[0], label=name)
-        axes[0, 3].bar(place, statistics.fmean(run["forgetting"] for run in figures["sequences"][name]), label=name)
-    axes[0, 2].set(title="Average win rate at the end", xticks=[], ylim=(0, 1))
-    axes[0, 3].set(title="Forgetting", xticks=[])
+    names = list(figures["sequences"])
+    for axis, key, title in (
+        (axes[0, 2], "average", "Average win rate at the end"),
+        (axes[0, 3], "forgetting", "Forgetting"),
+    ):
+        means = [statistics.fmean(run[key] for run in figures["sequences"][name]) for name in names]
+        axis.barh(names, means, color=[f"C{place}" for place in range(len(names))])
+        axis.invert_yaxis()
+        axis.set(title=title)
+    axes[0, 2].set_xlim(0, 1)
+    axes[0, 3].set_yticks([])
     axes[0, 0].legend()
-    axes[0, 2].legend(fontsize="small")
     for axis, (name, of_arm) in zip(axes[1], figures["sequences"].items(), strict=True):
         count = len(TASTES)
         mean = [[statistics.fmean(run["rows"][i + 1][j] for run in of_arm) for j in range(count)] for i in range(count)]
