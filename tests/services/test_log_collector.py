@@ -58,3 +58,12 @@ async def test_a_worker_beside_the_controller_is_asked_once_for_each_start(
     collector.started(machine.name)
     await collector.collect(machine, 1.0)  # type: ignore[arg-type]
     assert machine.calls == 3
+
+
+async def test_a_full_disk_costs_logs_and_not_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(tmp_path / "theirs", monkeypatch)
+    machine.write("words")
+    ours = tmp_path / "ours"
+    collector = LogCollector(ours)
+    (ours / f"{machine.name}-1@10.0.0.3.log").mkdir()  # cannot be written to, as root cannot either
+    await collector.collect(machine, 1.0)  # type: ignore[arg-type]
