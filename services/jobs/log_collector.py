@@ -7,6 +7,7 @@ from pathlib import Path
 
 from workers import logs
 from workers.cluster import Link
+from workers.errors import CallTimeout
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ class LogCollector:
             return
         try:
             await self._fetch(link, timeout_seconds)
+        except CallTimeout:  # an OSError too
+            raise
         except OSError as error:
             log.warning("what %s logs was not fetched: %s", link.name, error)
 

@@ -10,6 +10,7 @@ import pytest
 
 from services.jobs.log_collector import LogCollector
 from workers import logs
+from workers.errors import CallTimeout
 
 
 class Machine:
@@ -67,3 +68,14 @@ async def test_a_full_disk_costs_logs_and_not_the_job(tmp_path: Path, monkeypatc
     collector = LogCollector(ours)
     (ours / f"{machine.name}-1@10.0.0.3.log").mkdir()  # cannot be written to, as root cannot either
     await collector.collect(machine, 1.0)  # type: ignore[arg-type]
+
+
+async def test_a_worker_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(tmp_path / "theirs", monkeypatch)
+
+    async def never(*_: Any, **__: Any) -> Any:
+        raise CallTimeout("no answer within 1 s")
+
+    monkeypatch.setattr(machine, "call", never)
+    with pytest.raises(CallTimeout):
+        await LogCollector(tmp_path / "ours").collect(machine, 1.0)  # type: ignore[arg-type]
