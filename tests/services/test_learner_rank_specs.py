@@ -81,8 +81,8 @@ def test_each_rank_is_a_worker_of_its_own_beside_rank_0() -> None:
 class Rank:
     """Stands for a rank's link: answers until it is dead."""
 
-    def __init__(self) -> None:
-        self.dead = False
+    def __init__(self, name: str) -> None:
+        self.name, self.dead = name, False
         self.starts: asyncio.Event = asyncio.Event()
 
     async def call(self, method: str, *_: Any, **__: Any) -> Any:
@@ -90,17 +90,17 @@ class Rank:
             raise WorkerDied("killed")
         if method == "start":
             await self.starts.wait()
-        return {}
+        return None if method == "unread_log" else {}
 
 
 class World:
     """A supervisor of three ranks, all up."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, **learner: Any) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, home: Path, **learner: Any) -> None:
         self.events: list[str] = []
         settings = spec(ranks=3, rank_timeout_seconds=0.3, **learner)
-        self.crew = Crew("job", settings, JobPaths(Path("/nowhere"), "job"), prompts=())
-        self.links = {member.name: Rank() for member in self.crew.ranks}
+        self.crew = Crew("job", settings, JobPaths(home, "job"), prompts=())
+        self.links = {member.name: Rank(member.name) for member in self.crew.ranks}
         for member in self.crew.ranks:
             member.__dict__["link"] = self.links[member.name]  # where the cached property keeps it
         monkeypatch.setattr(self.crew, "dismiss_one", lambda member: None)
@@ -115,8 +115,8 @@ class World:
         self.links[member.name].dead = False
 
 
-async def test_a_rank_that_dies_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(monkeypatch)
+async def test_a_rank_that_dies_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    world = World(monkeypatch, tmp_path)
     assert await world.supervisor.ready_ranks() == ("job-learner-1", "job-learner-2")
     link = world.links["job-learner-2"]
     link.dead = True
@@ -125,8 +125,10 @@ async def test_a_rank_that_dies_is_waited_for(monkeypatch: pytest.MonkeyPatch) -
     assert world.events == ["worker_died", "worker_restarted"]
 
 
-async def test_the_others_go_on_without_a_rank_that_does_not_come_back_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(monkeypatch)
+async def test_the_others_go_on_without_a_rank_that_does_not_come_back_in_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    world = World(monkeypatch, tmp_path)
     link = world.links["job-learner-1"]
     link.dead = True
     assert await world.supervisor.ready_ranks() == ("job-learner-2",)
@@ -134,8 +136,10 @@ async def test_the_others_go_on_without_a_rank_that_does_not_come_back_in_time(m
     assert await world.supervisor.ready_ranks() == ("job-learner-1", "job-learner-2"), "it may come back later"
 
 
-async def test_a_rank_that_dies_too_often_is_given_up_without_failing_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(monkeypatch)
+async def test_a_rank_that_dies_too_often_is_given_up_without_failing_the_job(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    world = World(monkeypatch, tmp_path)
     link = world.links["job-learner-1"]
     link.starts.set()
     for _ in range(2):
@@ -148,8 +152,10 @@ async def test_a_rank_that_dies_too_often_is_given_up_without_failing_the_job(mo
     assert asyncio.get_running_loop().time() - began < 0.2, "nobody waits for it any more"
 
 
-async def test_too_few_ranks_for_the_reducer_fail_the_job_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(monkeypatch, gradient_reducer="flag")
+async def test_too_few_ranks_for_the_reducer_fail_the_job_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    world = World(monkeypatch, tmp_path, gradient_reducer="flag")
     world.links["job-learner-1"].dead = True
     with pytest.raises(JobFailure, match=r"2 of 3 learner ranks are left, and .*: flag needs 3"):
         await world.supervisor.ready_ranks()
