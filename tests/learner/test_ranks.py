@@ -9,7 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import pytest
@@ -167,27 +169,33 @@ def test_two_processes_give_the_adapter_of_one() -> None:
         assert all(torch.equal(of_ranks[1][0][name], weights) for name, weights in of_ranks[0][0].items())
 
 
-TIMEOUT_SECONDS = 4.0
+TIMEOUT_SECONDS = 6.0
 
 
-def lose_ranks(rank: int, size: int, port: Any, results: Any) -> None:
-    """Rank 0 of three outlives three groups: in one rank 2 dies, in the next rank 1 fails, in the last rank 1 says nothing."""
+def lose_ranks(three: Barrier, two: Barrier, rank: int, size: int, port: Any, results: Any) -> None:
+    """Rank 0 of three outlives three groups: in one rank 2 dies, in the next rank 1 fails, in the last rank 1 says nothing.
+
+    They wait for each other at the barriers, so that nobody is lost before the others have met it.
+    """
     torch.set_num_threads(1)
     everybody = joined(rank, 3, port, 60)
     everybody.gather(rank)
+    three.wait(60)
     if rank == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     lost(everybody, results)
 
     both = joined(rank, 2, port, 60)
+    two.wait(60)
     if rank == 1:
         both.leave()  # as a rank does whose step fails
     else:
         lost(both, results)
 
     both = joined(rank, 2, port, TIMEOUT_SECONDS)
+    two.wait(60)
     if rank == 1:
-        time.sleep(3 * TIMEOUT_SECONDS)
+        time.sleep(2 * TIMEOUT_SECONDS)
         both.leave()
     else:
         lost(both, results)
@@ -195,6 +203,7 @@ def lose_ranks(rank: int, size: int, port: Any, results: Any) -> None:
     last = joined(rank, 2, port, 60)
     found = last.combine(torch.full((3,), float(rank + 1)), lambda vectors: vectors.sum(0))
     results.put((rank, 0.0, str(found.tolist())))
+    two.wait(60)
     last.leave()
 
 
@@ -209,7 +218,7 @@ def lost(ranks: DistributedRanks, results: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_lost_rank_ends_the_others_step_with_one_sentence_and_they_can_meet_again() -> None:
-    with processes(3, lose_ranks) as results:
+    with processes(3, partial(lose_ranks, PROCESSES.Barrier(3), PROCESSES.Barrier(2))) as results:
         told = [results.get(timeout=240) for _ in range(6)]
     of_rank_0 = [(seconds, text) for rank, seconds, text in told if rank == 0]
     dead, failed, silent, again = of_rank_0
@@ -218,8 +227,8 @@ def test_a_lost_rank_ends_the_others_step_with_one_sentence_and_they_can_meet_ag
         assert "\n" not in text and ".cc" not in text
         assert seconds < 10, "long before the time-out"
     seconds, text = silent
-    assert "(longest wait 4 s, resources.learner.rank_timeout_seconds)" in text
-    assert TIMEOUT_SECONDS - 1 < seconds < 3 * TIMEOUT_SECONDS
+    assert "(longest wait 6 s, resources.learner.rank_timeout_seconds)" in text
+    assert TIMEOUT_SECONDS - 1 < seconds < 2 * TIMEOUT_SECONDS
     assert again[1] == "[3.0, 3.0, 3.0]"
     assert next(text for rank, _, text in told if rank == 1).startswith("learner rank 1 of 3 lost another rank")
 
