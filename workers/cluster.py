@@ -15,10 +15,17 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray import exceptions as ray_errors
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_placement_group,
+    placement_group,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learner.errors import InputError
 from learner.records import Record
@@ -49,6 +56,9 @@ __all__ = [
     "leave",
     "node_address",
     "nodes",
+    "release",
+    "reserve",
+    "reserved",
     "spawn",
 ]
 
@@ -63,6 +73,9 @@ OBJECT_STORE_BYTES = 256 << 20
 
 LONGEST_TEMP_DIR = 38
 """Ray makes Unix sockets some 65 characters below its folder, and a socket's path has at most 107."""
+
+LAST_SECONDS = 10.0
+"""What a worker whose lease has lapsed has for its last duty."""
 
 LEASE_GROUP = "lease"
 """Renewals have a thread of their own in the actor: a long step must not look like a silent controller."""
@@ -174,6 +187,7 @@ def spawn(
     max_concurrency: int | None = None,
     env: Mapping[str, str] | None = None,
     role: Role | None = None,
+    bundle: tuple[str, int] | None = None,
 ) -> Any:
     """Start a named, detached actor, or return the one that runs under this name already. Does not wait for it to start.
 
@@ -188,6 +202,8 @@ def spawn(
         max_concurrency: calls that run at a time. Ray's default: 1, or 1000 for a class with async methods.
         env: more environment variables.
         role: place it on a machine that carries this role. Default: on any.
+        bundle: place it into the bundle of this number of the reservation of this name, which must be there (:func:`reserve`). Default: where
+            there is room.
     """
     variables = dict.fromkeys(THREAD_VARIABLES, str(threads)) | QUIET_THREADS | dict(env or {})
     options: dict[str, Any] = {
@@ -206,8 +222,51 @@ def spawn(
         options["max_concurrency"] = max_concurrency
     if role is not None:
         options["resources"] = {resource(role): SHARE}
+    if bundle is not None:
+        group, number = bundle
+        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(get_placement_group(group), number)
     remote_class = ray.remote(concurrency_groups={LEASE_GROUP: 1})(actor_class)
     return remote_class.options(**options).remote(*args, **dict(kwargs or {}))
+
+
+def reserve(name: str, bundles: Sequence[Mapping[str, float]], strategy: Literal["pack", "spread"]) -> None:
+    """Ask for room on the cluster's machines, for all bundles or for none. Does not wait for it (:func:`reserved`).
+
+    The reservation outlives the process that asked, until it is released. When a machine is lost, its bundles are moved to others. One of this
+    name and with these bundles that is there already stays; one with others is released first.
+
+    Args:
+        name: unique in the namespace.
+        bundles: for each, what one machine sets aside, in Ray's terms; a zero asks for nothing.
+        strategy: `pack`: on as few machines as possible; `spread`: on as many.
+    """
+    wanted = [{kind: amount for kind, amount in bundle.items() if amount > 0} for bundle in bundles]
+    there = _reservation(name)
+    if there is not None:
+        if there.bundle_specs == wanted:
+            return
+        release(name)
+    placement_group(wanted, strategy=strategy.upper(), name=name, lifetime="detached")
+
+
+def reserved(name: str, timeout_seconds: int) -> bool:
+    """Whether every bundle of a reservation has its room, waited for so long."""
+    there = _reservation(name)
+    return there is not None and there.wait(timeout_seconds)
+
+
+def release(name: str) -> None:
+    """Give a reservation back; what still runs in it ends. Nobody has that name: does nothing."""
+    while (there := _reservation(name)) is not None:
+        remove_placement_group(there)
+        time.sleep(0.02)
+
+
+def _reservation(name: str) -> PlacementGroup | None:
+    try:
+        return get_placement_group(name)
+    except ValueError:
+        return None
 
 
 def find(name: str) -> Any | None:
@@ -380,6 +439,9 @@ class LeasedWorker:
         """What the worker has written on its machine and the job's folder has not (`workers.logs.unread`)."""
         return logs.unread(mark, node_address(), sizes)
 
+    def lease_lapsed(self) -> None:
+        """What else ends with the lease, in the few seconds before the process does. Here: nothing."""
+
     def _watch_lease(self) -> None:
         while (left := self._lease_ends - time.monotonic()) > 0:
             time.sleep(min(left, 1.0))
@@ -388,6 +450,9 @@ class LeasedWorker:
             file=sys.stderr,
             flush=True,
         )
+        last = threading.Thread(target=self.lease_lapsed, daemon=True)
+        last.start()
+        last.join(LAST_SECONDS)  # a cluster that does not answer must not keep it alive
         os._exit(3)
 
 

@@ -211,6 +211,24 @@ class QueueConfig(Config):
     put_timeout_seconds: float = Field(default=1800, gt=0, description="Longest wait of a producer at the bound.")
 
 
+class PlacementConfig(Config):
+    """Where the engines are placed. All of a job's get their room at the same time, or wait for it together."""
+
+    mode: Literal["dedicated", "colocated"] = Field(
+        default="dedicated",
+        description=(
+            "`dedicated`: each sampler, scorer and learner rank has its share wherever there is room; `colocated`: sampler n and learner rank n "
+            "share one machine, and one GPU by the fractions in sampler.gpus and learner.gpus."
+        ),
+    )
+    strategy: Literal["pack", "spread"] = Field(
+        default="pack", description="`pack`: on as few machines as possible; `spread`: on as many."
+    )
+    timeout_seconds: float = Field(
+        default=1800, gt=0, description="Longest wait for room on the cluster before the job fails."
+    )
+
+
 class FleetConfig(Config):
     """How workers are watched."""
 

@@ -272,7 +272,7 @@ class RaySamplers:
                 role="sampler",
             )
 
-        demand = Demand("resources.sampler", resources.cpus + SMALL, resources.gpus, role="sampler")
+        demand = Demand("resources.sampler", resources.cpus + SMALL, resources.gpus, roles=("sampler",))
         return _Start(name, demand, resources.start_timeout_seconds, spawn)
 
     def _scorer(self, job: ChatJob) -> _Start:
@@ -302,7 +302,7 @@ class RaySamplers:
                 role="scorer",
             )
 
-        demand = Demand("resources.scorer", resources.cpus, resources.gpus, role="scorer")
+        demand = Demand("resources.scorer", resources.cpus, resources.gpus, roles=("scorer",))
         return _Start(name, demand, spec.resources.sampler.start_timeout_seconds, spawn)
 
     async def _look(self) -> None:

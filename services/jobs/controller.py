@@ -31,7 +31,7 @@ from services.jobs.state import JobState, StateConflict
 from services.jobs.store import JobStore
 from services.jobs.validate import ValidatedJob, validate_job
 from workers import cluster, logs
-from workers.capacity import Demand, check_capacity
+from workers.capacity import check_capacity
 from workers.fleet import Fleet
 
 
@@ -107,7 +107,6 @@ class JobController:
         self.journal.track(spec, self.paths)
         for warning in job.warnings:
             self.journal.event("warning", warning)
-        self._check_capacity(spec)
         prompts = job.prepared
         if prompts is None:
             raise JobFailure("no_prompts", "the prompts could not be rendered; see the warnings", "prompts")
@@ -126,6 +125,7 @@ class JobController:
             uncompared=job.uncompared,
             worker_extension=self.worker_extension,
         )
+        check_capacity([bundle.demand for bundle in crew.bundles], cluster.nodes())
         fleet = Fleet(spec.resources.fleet, tuple(member.name for member in crew.samplers))
         intake: Intake
         if isinstance(prompts, PreparedPairs):
@@ -155,30 +155,6 @@ class JobController:
         assert job.model is not None, "a deep validation reads the model"
         renderer = PromptRenderer(job.model.folder, allow_transformers=True)
         return FeedbackDesk(job.spec, PreferenceRenderer(job.spec, job.model, renderer), crew, self.journal)
-
-    def _check_capacity(self, spec: JobSpec) -> None:
-        resources = spec.resources
-        demands = [
-            Demand(
-                "resources.learner",
-                resources.learner.cpus,
-                resources.learner.gpus,
-                resources.learner.ranks,
-                role="learner",
-            )
-        ]
-        if spec.samples:
-            demands += [
-                Demand(
-                    "resources.sampler",
-                    resources.sampler.cpus,
-                    resources.sampler.gpus,
-                    resources.sampler.count,
-                    role="sampler",
-                ),
-                Demand("resources.scorer", resources.scorer.cpus, resources.scorer.gpus, role="scorer"),
-            ]
-        check_capacity(demands, cluster.nodes())
 
     def _failed(self, code: str, message: str, param: str | None) -> None:
         self.journal.state(JobState.FAILED, error=JobError(code=code, message=message, param=param))

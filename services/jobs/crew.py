@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from learner.config import TrainerConfig
 from learner.rendered import RenderedPrompt
 from services.jobs.layout import JobPaths
+from services.jobs.placement import plan
 from services.jobs.spec import JobSpec
 from workers import cluster
 from workers.chat import MAX_ANSWERS
@@ -78,6 +80,7 @@ class Crew:
         worker_extension: str | None = None,
     ) -> None:
         self.job_id, self.spec, self.paths = job_id, spec, paths
+        self.reservation = self._name("room")
         lease = spec.resources.fleet.lease_seconds
         self.queue = self._queue(lease)
         self.versions = self._versions(lease)
@@ -85,6 +88,13 @@ class Crew:
         self.learner, *others = self._learners(lease, prompts, uncompared)
         self.ranks = tuple(others)
         self.samplers = self._samplers(lease, worker_extension) if spec.samples else ()
+        self.bundles = plan(
+            spec.resources,
+            samplers=[member.name for member in self.samplers],
+            scorers=[member.name for member in self.scorers],
+            learners=[self.learner.name, *(member.name for member in self.ranks)],
+        )
+        self._bundle_of = {name: number for number, bundle in enumerate(self.bundles) for name in bundle.workers}
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -95,8 +105,27 @@ class Crew:
         """The worker of that name."""
         return next(member for member in self.members if member.name == name)
 
+    def reserve(self) -> None:
+        """Ask for the engines' room, for all or none, unless it is reserved already."""
+        bundles = [bundle.demand.resources() for bundle in self.bundles]
+        cluster.reserve(self.reservation, bundles, self.spec.resources.placement.strategy)
+
+    def has_room(self, timeout_seconds: int) -> bool:
+        """Whether the engines' room is reserved, waited for so long."""
+        return cluster.reserved(self.reservation, timeout_seconds)
+
+    def asks_for(self) -> str:
+        """What the engines need room for, as part of a sentence."""
+        return ", ".join(
+            f"{count} x {demand.setting} ({demand.cpus:g} cpus, {demand.gpus:g} gpus)"
+            for demand, count in Counter(bundle.demand for bundle in self.bundles).items()
+        )
+
     def spawn(self, member: Member) -> None:
-        """Bring a worker's process up, or find it where it runs already (rule 10)."""
+        """Bring a worker's process up, or find it where it runs already (rule 10). An engine goes into its bundle."""
+        bundle = self._bundle_of.get(member.name)
+        if bundle is not None:
+            self.reserve()  # the queue gives it back when the controller has been silent for too long
         cluster.spawn(
             member.actor,
             member.name,
@@ -106,6 +135,7 @@ class Crew:
             args=member.arguments,
             max_concurrency=member.max_concurrency,
             role=member.place,
+            bundle=None if bundle is None else (self.reservation, bundle),
         )
 
     def dismiss_one(self, member: Member) -> None:
@@ -113,9 +143,10 @@ class Crew:
         cluster.kill(member.name)
 
     def dismiss(self) -> None:
-        """End every worker's process."""
+        """End every worker's process, and give their room back."""
         for member in reversed(self.members):
             self.dismiss_one(member)
+        cluster.release(self.reservation)
 
     def _name(self, role: str) -> str:
         return f"{self.job_id}-{role}"
@@ -123,6 +154,7 @@ class Crew:
     def _queue(self, lease: float) -> Member:
         setup = ReplaySetup(
             name=self._name("queue"),
+            reservation=self.reservation,
             logs=self.paths.logs,
             database=self.paths.replay_database,
             queue=self.spec.resources.queue,

@@ -22,7 +22,15 @@ from learner.config import (
 from learner.objectives.kinds import AnyObjective
 from learner.objectives.parameters import SppoParameters
 from learner.records import Module
-from workers.config import FleetConfig, QueueConfig, SamplerConfig, SamplingConfig, ScorerConfig, ScorerResources
+from workers.config import (
+    FleetConfig,
+    PlacementConfig,
+    QueueConfig,
+    SamplerConfig,
+    SamplingConfig,
+    ScorerConfig,
+    ScorerResources,
+)
 
 LabelName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
 LabelValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")]
@@ -115,6 +123,7 @@ class ResourcesConfig(Config):
     sampler: SamplerConfig = Field(default=SamplerConfig(), description="Workers that write answers.")
     scorer: ScorerResources = Field(default=ScorerResources(), description="The worker that compares answers.")
     learner: LearnerConfig = Field(default=LearnerConfig(), description="The worker that trains the adapter.")
+    placement: PlacementConfig = Field(default=PlacementConfig(), description="Which machines they get.")
     queue: QueueConfig = Field(default=QueueConfig(), description="What waits between scorer and learner.")
     fleet: FleetConfig = Field(default=FleetConfig(), description="How workers are watched, proved and replaced.")
 

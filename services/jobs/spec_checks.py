@@ -32,6 +32,7 @@ def problems(spec: JobSpec) -> Iterator[str]:
     yield from _slots(spec)
     yield from _queue(spec)
     yield from _devices(spec)
+    yield from _placement(spec)
     yield from _ranks(spec)
     yield from _judges(spec)
     yield from _times(spec)
@@ -119,6 +120,8 @@ def _without_effect(spec: JobSpec) -> Iterator[str]:
             value = getattr(section, key)
             if getattr(section, switch) != needed and value != type(section).model_fields[key].default:
                 yield f"{name}.{key}: {value} has no effect without {name}.{switch}: {needed}"
+    if spec.resources.placement.mode == "colocated" and not spec.samples:
+        yield "resources.placement.mode: colocated has no effect without samplers; the learner has its machine for itself"
     schedule, interval = spec.schedule, spec.adapters.swap_interval
     steps = (
         schedule.training_rounds
@@ -252,6 +255,30 @@ def _devices(spec: JobSpec) -> Iterator[str]:
     on_cpu = [name for name, gpus in (*users, ("learner", resources.learner.gpus)) if gpus == 0]
     if spec.policy.dtype == "float16" and on_cpu:
         yield f"policy.dtype: float16 does not go with the {' and the '.join(on_cpu)} on the CPU; use float32 or bfloat16"
+
+
+def _placement(spec: JobSpec) -> Iterator[str]:
+    """Workers that cannot share what they are told to share."""
+    if not spec.samples:
+        return
+    sampler, learner = spec.resources.sampler, spec.resources.learner
+    if 0 < sampler.gpus < 1 and sampler.gpu_memory_utilization > sampler.gpus:
+        yield (
+            f"resources.sampler.gpu_memory_utilization: {sampler.gpu_memory_utilization:g} is more than the sampler's part of its GPU, "
+            f"resources.sampler.gpus: {sampler.gpus:g}, so that vLLM would take memory that others count on; lower it to {sampler.gpus:g}"
+        )
+    if spec.resources.placement.mode == "dedicated":
+        return
+    if sampler.tensor_parallel_size > 1:
+        yield (
+            f"resources.placement.mode: colocated shares one GPU, and resources.sampler.tensor_parallel_size: {sampler.tensor_parallel_size} "
+            "takes several; use dedicated"
+        )
+    elif sampler.gpus + learner.gpus > 1:
+        yield (
+            f"resources.placement.mode: colocated shares one GPU between a sampler (resources.sampler.gpus: {sampler.gpus:g}) and a learner "
+            f"rank (resources.learner.gpus: {learner.gpus:g}), {sampler.gpus + learner.gpus:g} in all; lower them to 1 together, or use dedicated"
+        )
 
 
 def _ranks(spec: JobSpec) -> Iterator[str]:

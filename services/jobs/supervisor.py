@@ -28,6 +28,9 @@ from workers.messages import LoadProof, SamplerStatus
 PING_TIMEOUT_SECONDS = 20.0
 """A worker may be busy starting threads or reading files; one that is silent longer than its lease is taken for dead."""
 
+ROOM_SECONDS = 5
+"""Between two looks at whether the cluster has room."""
+
 NOISE_PER_TOKEN = {"float32": 2e-5, "bfloat16": 5e-2, "float16": 1e-2}
 """What two implementations of one model differ by, in nats a token, by type of the weights."""
 
@@ -68,7 +71,12 @@ class Supervisor:
         self.noise = NOISE_PER_TOKEN[("float32" if on_cpu else "bfloat16") if dtype == "auto" else dtype]
 
     async def start(self) -> None:
-        """Bring every worker up: the data first, then the engines side by side. One that dies on the way is started again."""
+        """Bring every worker up: the data first, then the engines side by side. One that dies on the way is started again.
+
+        Raises:
+            JobFailure: the cluster has no room for the engines in time.
+        """
+        await self._find_room()
         data = (self.crew.queue, self.crew.versions)
         for member in data:
             self.crew.spawn(member)
@@ -77,6 +85,23 @@ class Supervisor:
         for member in engines:
             self.crew.spawn(member)
         await asyncio.gather(*(self._bring_up(member) for member in engines))
+
+    async def _find_room(self) -> None:
+        """Wait until the cluster has set room aside for all engines: no worker starts that would wait for others (rule 9)."""
+        await asyncio.to_thread(self.crew.reserve)
+        limit, told = self.spec.resources.placement.timeout_seconds, False
+        began = time.monotonic()
+        while not await asyncio.to_thread(self.crew.has_room, ROOM_SECONDS):
+            if not told:
+                self.journal.event("waits_for_room", f"the cluster has no room yet for {self.crew.asks_for()}")
+                told = True
+            if time.monotonic() - began > limit:
+                raise JobFailure(
+                    "no_room",
+                    f"the cluster had no room within {limit:g} s for {self.crew.asks_for()}; end what holds it (`ray status` shows what is in "
+                    "use), add machines, or raise resources.placement.timeout_seconds",
+                    "resources.placement.timeout_seconds",
+                )
 
     async def ready(self, name: str) -> Link:
         """The worker, once it is up.

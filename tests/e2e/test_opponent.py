@@ -18,6 +18,7 @@ def test_policy_and_opponent_share_each_prompt(world: World, tmp_path: Path) -> 
         objective={"kind": "dpo", "beta": 0.1},
         sampling={"answers": 5, "opponent": "start"},
         schedule={"rounds": 3},
+        resources={"placement": {"mode": "colocated"}},
     )
     del spec["evaluation"]
     ended = run_job(tmp_path, spec)

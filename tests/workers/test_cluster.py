@@ -270,6 +270,30 @@ def test_what_is_free_is_what_actors_leave(ray_cluster: None) -> None:
     assert until(lambda: sum(node.cpus for node in cluster.free()) > 0.5, 20)
 
 
+@pytest.mark.slow
+def test_room_is_set_aside_for_all_workers_of_a_job_or_for_none(ray_cluster: None) -> None:
+    def room() -> float:
+        return sum(node.cpus for node in cluster.free())
+
+    assert until(lambda: room() == 2, 20), "what ran before has left"
+    cluster.reserve("first", [{"CPU": 1.0, "GPU": 0.0}], "pack")
+    assert cluster.reserved("first", 10)
+    shared = Demand("both", 0.2 + 0.1, roles=("sampler", "learner")).resources()
+    cluster.reserve("second", [shared, {"CPU": 0.9}], "pack")
+    assert not cluster.reserved("second", 1) and room() == 1, "half of it is not held while the other half is missing"
+    cluster.release("first")
+    assert cluster.reserved("second", 10) and until(lambda: room() == pytest.approx(0.8), 10)
+
+    pair = [start(name, role=name, bundle=("second", 0)) for name in ("sampler", "learner")]
+    pids = [answer(worker.ping.remote()).pid for worker in pair]
+    assert room() == pytest.approx(0.8), "they are in what was set aside"
+    cluster.reserve("second", [shared, {"CPU": 0.9}], "pack")
+    assert all(alive(pid) for pid in pids), "who asks again finds what it has"
+    cluster.release("second")
+    assert until(lambda: room() == 2 and not any(alive(pid) for pid in pids), 20)
+    cluster.release("second")
+
+
 def test_a_call_timeout_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cluster.CALL_TIMEOUT_VARIABLE, "soon")
     with pytest.raises(InputError, match="SPARRING_CALL_TIMEOUT_SECONDS: 'soon'"):
@@ -314,8 +338,8 @@ def test_demands_that_fit_are_accepted() -> None:
 
 def test_each_worker_goes_to_a_machine_of_its_role() -> None:
     demands = [
-        Demand("resources.learner", 1.0, role="learner"),
-        Demand("resources.sampler", 1.0, count=2, role="sampler"),
+        Demand("resources.learner", 1.0, roles=("learner",)),
+        Demand("resources.sampler", 1.0, count=2, roles=("sampler",)),
         Demand("resources.scorer", 1.0),
     ]
     check_capacity(demands, [Node(2.0, roles=frozenset({"sampler"})), Node(2.0, roles=frozenset({"learner", "data"}))])
@@ -330,15 +354,15 @@ def test_a_machine_carries_what_its_resources_say() -> None:
 @pytest.mark.parametrize(
     ("demands", "cluster_nodes", "words"),
     [
-        ([Demand("resources.sampler", 1.0, count=2), Demand("resources.learner", 0.5)], [Node(2.0)], "2.5 cpus.*has 2: resources.sampler.cpus 1 x 2, resources.learner.cpus 0.5"),
-        ([Demand("resources.learner", 1.0, gpus=1.0)], [Node(8.0)], "1 gpus.*has 0: resources.learner.gpus 1"),
-        ([Demand("resources.sampler", 3.0)], [Node(2.0), Node(2.0)], "resources.sampler: one worker asks for 3 cpus"),
+        ([Demand("resources.sampler", 1.0, count=2), Demand("resources.learner", 0.5)], [Node(2.0)], "2.5 cpus.*has 2: resources.sampler 1 x 2, resources.learner 0.5"),
+        ([Demand("resources.learner", 1.0, gpus=1.0)], [Node(8.0)], "1 gpus.*has 0: resources.learner 1"),
+        ([Demand("resources.sampler", 3.0)], [Node(2.0), Node(2.0)], "resources.sampler: 3 cpus and 0 gpus are asked for on one machine"),
         ([Demand("resources.sampler", 1.0)], [], "no machines"),
-        ([Demand("resources.sampler", 1.0, role="sampler")], [Node(2.0, roles=frozenset({"data", "learner"}))], r"no machine of the cluster carries the role sampler; start one with .*'\{\"sparring_sampler\": 1\}'"),
+        ([Demand("resources.sampler", 1.0, roles=("sampler",))], [Node(2.0, roles=frozenset({"data", "learner"}))], r"no machine of the cluster carries the role sampler; start one with .*'\{\"sparring_sampler\": 1\}'"),
         (
-            [Demand("resources.sampler", 1.5, role="sampler"), Demand("resources.learner", 2.0, role="learner")],
+            [Demand("resources.sampler", 1.5, roles=("sampler",)), Demand("resources.learner", 2.0, roles=("learner",))],
             [Node(1.0, roles=frozenset({"sampler"})), Node(4.0, roles=frozenset({"data", "learner"}))],
-            r"resources.sampler: one worker asks for 1.5 cpus.*no machine with the role sampler has that.*the largest has 1 and 0",
+            r"resources.sampler: 1.5 cpus .*no machine with the role sampler has that.*the largest has 1 and 0",
         ),
     ],
 )  # fmt: skip

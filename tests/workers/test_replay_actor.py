@@ -35,11 +35,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     cluster.disconnect()
 
 
-def start_queue(home: Path) -> Link:
+def start_queue(home: Path, lease_seconds: float = 300.0) -> Link:
     setup = ReplaySetup(
-        "queue", home / "logs", home / "replay.sqlite", QueueConfig(max_groups=8, put_timeout_seconds=60)
+        "queue", "room", home / "logs", home / "replay.sqlite", QueueConfig(max_groups=8, put_timeout_seconds=60)
     )
-    cluster.spawn(ReplayWorker, "queue", cpus=0.1, args=(setup, 300.0), role="data")
+    cluster.spawn(ReplayWorker, "queue", cpus=0.1, args=(setup, lease_seconds), role="data")
     return Link("queue")
 
 
@@ -108,3 +108,14 @@ def test_versions_travel_as_bytes_and_tampering_is_named(home: Path) -> None:
     assert caught.value.actual == sha256(b"evil")
     assert store.call_blocking("discard_after", "fast", -1) == [0]
     cluster.kill("versions")
+
+
+def test_a_queue_without_its_controller_gives_the_room_of_the_job_back(home: Path) -> None:
+    cluster.kill("queue")
+    cluster.reserve("room", [{"CPU": 0.5}], "pack")
+    queue = start_queue(home, lease_seconds=5.0)
+    assert queue.call_blocking("ping").lease_left_seconds > 0 and cluster.reserved("room", 1)
+    limit = time.monotonic() + 30
+    while cluster.find("queue") is not None and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert cluster.find("queue") is None and not cluster.reserved("room", 1)

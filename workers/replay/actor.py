@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from learner.records import AnswerSource, ScoredGroup, SkipReason, Stage, Ticket
-from workers import logs, process_tree
+from workers import cluster, logs, process_tree
 from workers.cluster import LeasedWorker
 from workers.config import QueueConfig
 from workers.replay.ledger import ReplayLedger
@@ -24,11 +24,13 @@ class ReplaySetup:
     """What the queue needs to know.
 
     Attributes:
+        reservation: room of the job's engines on the cluster (`workers.cluster.reserve`), given back when the lease lapses.
         database: the ledger's file.
         keep_samples: keep the content of groups that are done with.
     """
 
     name: str
+    reservation: str
     logs: Path
     database: Path
     queue: QueueConfig
@@ -42,11 +44,16 @@ class ReplayWorker(LeasedWorker):
         process_tree.guard()
         super().__init__(lease_seconds)
         self.log = logs.write_to(setup.logs, setup.name)
+        self._reservation = setup.reservation
         self.ledger = ReplayLedger(
             setup.database, setup.queue.max_groups, setup.queue.max_bytes, keep_samples=setup.keep_samples
         )
         self.queue = ReplayQueue(self.ledger, setup.queue.put_timeout_seconds)
         self.log.info("the ledger stands at %r", self.ledger.counts())
+
+    def lease_lapsed(self) -> None:
+        """The controller is gone, and was next to this worker: nobody else can give its engines' room back."""
+        cluster.release(self._reservation)
 
     async def admit(self, tickets: Sequence[Ticket]) -> int:
         """Write granted tickets down."""
