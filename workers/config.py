@@ -105,7 +105,9 @@ class SamplerConfig(Config):
     gpu_memory_utilization: float = Field(
         default=0.85, gt=0, le=1, description="Share of a GPU's memory that vLLM may take."
     )
-    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs that share one engine's weights.")
+    tensor_parallel_size: int = Field(
+        default=1, ge=1, description="GPUs that share one engine's weights; processes, on the CPU."
+    )
     enforce_eager: bool = Field(
         default=True, description="Run without CUDA graphs or compilation. Set false on a GPU for speed."
     )

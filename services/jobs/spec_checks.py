@@ -241,10 +241,10 @@ def _devices(spec: JobSpec) -> Iterator[str]:
         if worker.device == "cpu" and worker.gpus > 0:
             yield f"resources.{name}.gpus: {worker.gpus:g} would lie idle with device: cpu; set it to 0, or device to auto"
     sampler = resources.sampler
-    if sampler.tensor_parallel_size > 1 and sampler.gpus != sampler.tensor_parallel_size:
+    if sampler.tensor_parallel_size > 1 and sampler.gpus not in (0, sampler.tensor_parallel_size):
         yield (
             f"resources.sampler.tensor_parallel_size: {sampler.tensor_parallel_size} needs as many GPUs for each sampler; set "
-            f"resources.sampler.gpus: {sampler.tensor_parallel_size}"
+            f"resources.sampler.gpus: {sampler.tensor_parallel_size}, or 0 for as many processes on the CPU"
         )
     elif sampler.gpus > 1 and sampler.tensor_parallel_size == 1:
         yield (
@@ -269,12 +269,7 @@ def _placement(spec: JobSpec) -> Iterator[str]:
         )
     if spec.resources.placement.mode == "dedicated":
         return
-    if sampler.tensor_parallel_size > 1:
-        yield (
-            f"resources.placement.mode: colocated shares one GPU, and resources.sampler.tensor_parallel_size: {sampler.tensor_parallel_size} "
-            "takes several; use dedicated"
-        )
-    elif sampler.gpus + learner.gpus > 1:
+    if sampler.gpus + learner.gpus > 1:
         yield (
             f"resources.placement.mode: colocated shares one GPU between a sampler (resources.sampler.gpus: {sampler.gpus:g}) and a learner "
             f"rank (resources.learner.gpus: {learner.gpus:g}), {sampler.gpus + learner.gpus:g} in all; lower them to 1 together, or use dedicated"

@@ -221,8 +221,9 @@ BAD_COMBINATIONS: list[tuple[dict[str, Any], str]] = [
         "resources.learner.threads: 4 is more than the 2 CPUs of this machine; lower it",
     ),
     (
-        {"resources": {"sampler": {"tensor_parallel_size": 2}}},
-        "resources.sampler.tensor_parallel_size: 2 needs as many GPUs for each sampler; set resources.sampler.gpus: 2",
+        {"resources": {"sampler": {"tensor_parallel_size": 2, "gpus": 1}}},
+        "resources.sampler.tensor_parallel_size: 2 needs as many GPUs for each sampler; set resources.sampler.gpus: 2, or 0 for as many "
+        "processes on the CPU",
     ),
     (
         {"adapters": {"target_modules": ["q_proj", "lm_head"]}},

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -346,16 +347,24 @@ async def test_an_evicted_adapter_ends_in_an_error_and_not_in_a_read(engine: Sam
         await engine.hold()
 
 
-async def test_a_killed_engine_process_ends_every_wait(model: Path, adapters: list[dict[str, bytes]]) -> None:
-    engine = SamplerEngine(EngineConfig(model=str(model), lora_rank=8, kv_cache_gib=0.25))
+async def test_two_processes_share_the_weights_and_the_death_of_one_ends_every_wait(
+    model: Path, adapters: list[dict[str, bytes]]
+) -> None:
+    engine = SamplerEngine(EngineConfig(model=str(model), lora_rank=8, kv_cache_gib=0.25, tensor_parallel_size=2))
     info = await engine.start()
     assert info.stop_token_ids == (END, OTHER_END)
     await engine.load_version(world.manifest(0, adapters[0]), adapters[0])
+    found = await engine.text_logprobs(TEXTS, 0)
+    assert furthest(found, world.peft_logprobs(model, adapters[0], TEXTS)) < 1e-4
     await engine.hold()
     waiting = [asyncio.create_task(write(engine, number)) for number in range(3)]
     await engine.enqueued(9)
-    for process_id in info.process_ids:
-        os.kill(process_id, signal.SIGKILL)
+    parents = {number: psutil.Process(number).ppid() for number in info.process_ids}
+    one, another = [
+        number for number in info.process_ids if parents[number] in parents and number not in parents.values()
+    ]
+    assert parents[one] == parents[another], "two processes of one engine"
+    os.kill(another, signal.SIGKILL)
     results = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 30)
     assert all(isinstance(result, EngineDied) for result in results)
     with pytest.raises(EngineDied):
