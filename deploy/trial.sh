@@ -26,8 +26,10 @@ within() {
     say "$what"
 }
 
-# COUNT NAME: a job of the demo's world on standard input -> one that so many samplers run.
-for_samplers() { jq --argjson count "$1" --arg name "$2" '.name = $name | .resources.sampler.count = $count'; }
+# COUNT NAME: a job of the demo's world on standard input -> one that so many samplers run, on as many machines as there are.
+for_samplers() {
+    jq --argjson count "$1" --arg name "$2" '.name = $name | .resources.sampler.count = $count | .resources.placement.strategy = "spread"'
+}
 
 submit() { api /v1/jobs -H 'content-type: application/json' --data-binary @"$1" | jq -r .id; }
 
