@@ -38,11 +38,7 @@ class Demand:
 
     def resources(self) -> dict[str, float]:
         """One of them in Ray's terms."""
-        return {
-            "CPU": round(self.cpus, RAY_DIGITS),
-            "GPU": round(self.gpus, RAY_DIGITS),
-            **{resource(role): SHARE for role in self.roles},
-        }
+        return {"CPU": share(self.cpus), "GPU": share(self.gpus), **{resource(role): SHARE for role in self.roles}}
 
     def fits(self, node: Node) -> bool:
         """Whether a machine carries all of its roles."""
@@ -56,6 +52,11 @@ class Node:
     cpus: float
     gpus: float = 0.0
     roles: frozenset[Role] = frozenset(ROLES)
+
+
+def share(amount: float) -> float:
+    """A share of a processor or a GPU as Ray counts it."""
+    return round(amount, RAY_DIGITS)
 
 
 def check_capacity(demands: Sequence[Demand], cluster: Sequence[Node]) -> None:

@@ -31,7 +31,7 @@ from learner.errors import InputError
 from learner.records import Record
 from workers import logs
 from workers.activity import Activity
-from workers.capacity import Demand, Node, check_capacity
+from workers.capacity import Demand, Node, check_capacity, share
 from workers.errors import CallTimeout, WorkerDied, WorkerError, WorkerUnavailable
 from workers.roles import SHARE, Role, carried, offered, resource
 
@@ -211,8 +211,8 @@ def spawn(
         "namespace": NAMESPACE,
         "lifetime": "detached",
         "get_if_exists": True,
-        "num_cpus": cpus,
-        "num_gpus": gpus,
+        "num_cpus": share(cpus),
+        "num_gpus": share(gpus),
         # restarts are the controller's to decide and to count; a call is never repeated behind its caller's back
         "max_restarts": 0,
         "max_task_retries": 0,
@@ -255,10 +255,19 @@ def reserved(name: str, timeout_seconds: int) -> bool:
     return there is not None and there.wait(timeout_seconds)
 
 
-def release(name: str) -> None:
-    """Give a reservation back; what still runs in it ends. Nobody has that name: does nothing."""
+def release(name: str, timeout_seconds: float = 30.0) -> None:
+    """Give a reservation back, and wait until its name is free; what still runs in it ends. Nobody has that name: does nothing.
+
+    Raises:
+        CallTimeout: the name was still taken after ``timeout_seconds``.
+    """
+    limit = time.monotonic() + timeout_seconds
     while (there := _reservation(name)) is not None:
         remove_placement_group(there)
+        if time.monotonic() > limit:
+            raise CallTimeout(
+                f"the reservation {name} was not given back within {timeout_seconds:g} s; see `ray status`"
+            )
         time.sleep(0.02)
 
 

@@ -22,6 +22,7 @@ from services.jobs.layout import JobPaths
 from services.jobs.loop import SelfPlayLoop
 from services.jobs.offline import OfflineIntake
 from services.jobs.pairs import PreparedPairs
+from services.jobs.placement import demands
 from services.jobs.records import JobError
 from services.jobs.rendering import PromptRenderer
 from services.jobs.report import write_report
@@ -125,7 +126,7 @@ class JobController:
             uncompared=job.uncompared,
             worker_extension=self.worker_extension,
         )
-        check_capacity([bundle.demand for bundle in crew.bundles], cluster.nodes())
+        check_capacity(demands(crew.bundles), cluster.nodes())
         fleet = Fleet(spec.resources.fleet, tuple(member.name for member in crew.samplers))
         intake: Intake
         if isinstance(prompts, PreparedPairs):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +11,7 @@ from typing import Any, Literal
 from learner.config import TrainerConfig
 from learner.rendered import RenderedPrompt
 from services.jobs.layout import JobPaths
-from services.jobs.placement import plan
+from services.jobs.placement import demands, plan
 from services.jobs.spec import JobSpec
 from workers import cluster
 from workers.chat import MAX_ANSWERS
@@ -117,8 +116,8 @@ class Crew:
     def asks_for(self) -> str:
         """What the engines need room for, as part of a sentence."""
         return ", ".join(
-            f"{count} x {demand.setting} ({demand.cpus:g} cpus, {demand.gpus:g} gpus)"
-            for demand, count in Counter(bundle.demand for bundle in self.bundles).items()
+            f"{demand.count} x {demand.setting} ({demand.cpus:g} cpus, {demand.gpus:g} gpus)"
+            for demand in demands(self.bundles)
         )
 
     def spawn(self, member: Member) -> None:

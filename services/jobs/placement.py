@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from services.jobs.spec import ResourcesConfig
-from workers.capacity import Demand
+from workers.capacity import Demand, share
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,16 @@ def plan(
         return tuple(Bundle((name,), demand) for name, demand in alone)
     together = Demand(
         "resources.sampler and resources.learner together",
-        sampler.cpus + learner.cpus,
-        sampler.gpus + learner.gpus,
+        share(sampler.cpus) + share(learner.cpus),
+        share(sampler.gpus) + share(learner.gpus),
         roles=("sampler", "learner"),
     )
     shared = tuple(Bundle(pair, together) for pair in zip(samplers, learners, strict=False))
     placed = {name for bundle in shared for name in bundle.workers}
     return shared + tuple(Bundle((name,), demand) for name, demand in alone if name not in placed)
+
+
+def demands(bundles: Iterable[Bundle]) -> list[Demand]:
+    """What the bundles ask for, equal ones counted."""
+    counted = Counter(bundle.demand for bundle in bundles)
+    return [replace(demand, count=count) for demand, count in counted.items()]

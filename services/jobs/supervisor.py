@@ -76,24 +76,25 @@ class Supervisor:
         Raises:
             JobFailure: the cluster has no room for the engines in time.
         """
-        await self._find_room()
         data = (self.crew.queue, self.crew.versions)
         for member in data:
             self.crew.spawn(member)
             await self._bring_up(member)
+        await self._find_room()  # which the queue gives back when this controller dies
         engines = [member for member in self.crew.members if member not in data]
         for member in engines:
             self.crew.spawn(member)
         await asyncio.gather(*(self._bring_up(member) for member in engines))
 
     async def _find_room(self) -> None:
-        """Wait until the cluster has set room aside for all engines: no worker starts that would wait for others (rule 9)."""
+        """Wait until the cluster has set room aside for all engines: none starts that would wait for others (rule 9)."""
         await asyncio.to_thread(self.crew.reserve)
         limit, told = self.spec.resources.placement.timeout_seconds, False
         began = time.monotonic()
         while not await asyncio.to_thread(self.crew.has_room, ROOM_SECONDS):
             if not told:
                 self.journal.event("waits_for_room", f"the cluster has no room yet for {self.crew.asks_for()}")
+                self.journal.progress(0.0, "waiting for room on the cluster")
                 told = True
             if time.monotonic() - began > limit:
                 raise JobFailure(

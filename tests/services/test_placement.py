@@ -16,10 +16,10 @@ from services.jobs import spec_checks, supervisor
 from services.jobs.crew import Crew
 from services.jobs.errors import JobFailure
 from services.jobs.layout import JobPaths
-from services.jobs.placement import plan
+from services.jobs.placement import demands, plan
 from services.jobs.spec import JobSpec
 from services.jobs.supervisor import Supervisor
-from workers.capacity import Node, check_capacity
+from workers.capacity import Node, check_capacity, share
 from workers.fleet import Fleet
 
 
@@ -74,6 +74,23 @@ def test_every_engine_is_in_one_bundle_and_nothing_is_asked_for_twice(mode: str,
     assert asked == pytest.approx(sum(count * cpus for count, cpus in zip(counts, per, strict=True)))
 
 
+def test_equal_bundles_are_counted_in_what_is_asked_for() -> None:
+    job = spec(sampler={"count": 3, "cpus": 1.0})
+    assert [(demand.setting, demand.count) for demand in demands(crew(job).bundles)] == [
+        ("resources.sampler", 3),
+        ("resources.learner", 1),
+        ("resources.scorer", 1),
+    ]
+
+
+@given(cpus=st.tuples(st.floats(1e-3, 8), st.floats(1e-3, 8)))
+def test_what_is_set_aside_for_two_workers_is_what_they_ask_for(cpus: tuple[float, float]) -> None:
+    """Ray rounds every share to four digits, and does not start a worker whose share is a digit too large."""
+    job = spec("colocated", sampler={"cpus": cpus[0]}, learner={"cpus": cpus[1]})
+    together = crew(job).bundles[0].demand.resources()["CPU"]
+    assert round(together * 10_000) == round(share(cpus[0]) * 10_000) + round(share(cpus[1]) * 10_000)
+
+
 def test_a_shared_bundle_needs_a_machine_that_carries_both_roles() -> None:
     (together, *_) = (bundle.demand for bundle in crew(spec("colocated")).bundles)
     check_capacity([together], [Node(4.0)])
@@ -121,7 +138,9 @@ class World:
 
         self.crew.reserve = reserve  # type: ignore[method-assign]
         self.crew.has_room = lambda _: next(answers)  # type: ignore[method-assign]
-        journal: Any = SimpleNamespace(event=lambda kind, message, **_: self.events.append((kind, message)))
+        journal: Any = SimpleNamespace(
+            event=lambda kind, message, **_: self.events.append((kind, message)), progress=lambda *_: None
+        )
         fleet = Fleet(job.resources.fleet, ())
         self.supervisor = Supervisor(self.crew, fleet, journal, job, sampler_died=None)  # type: ignore[arg-type]
 
