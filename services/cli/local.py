@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from contextlib import AbstractContextManager, nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from rich.markup import escape
 from learner.errors import InputError
 from services.cli.progress import JobView
 from services.cli.tables import show_transfer
+from services.jobs.foreground import fail_abandoned, held
 from services.jobs.layout import JobPaths
 from services.jobs.records import JobRecord
 from services.jobs.state import JobState, RequestedAction, StateConflict
@@ -33,18 +35,22 @@ def run_here(spec: JobSpec, settings: Settings, console: Console) -> JobRecord:
     """Make a job, run it to its end, and return it as it ended."""
     store = _store(settings)
     job = store.create(spec, home=settings.home, runner="command")
-    return _follow(job.id, store, settings, console)
+    with _held(job.id, settings):
+        return _follow(job.id, store, settings, console)
 
 
 def resume_here(job_id: str, settings: Settings, console: Console) -> JobRecord:
     """Go on with a failed or cancelled job from its newest version.
 
     Raises:
-        InputError: there is no such job, or it can not be resumed.
+        InputError: there is no such job, or it can not be resumed, or another command runs it.
     """
     store = _store(settings)
-    store.resume(job_id, runner="command")
-    return _follow(job_id, store, settings, console)
+    fail_abandoned(store)
+    store.get(job_id)
+    with _held(job_id, settings):
+        store.resume(job_id, runner="command")
+        return _follow(job_id, store, settings, console)
 
 
 def tell_end(job: JobRecord, settings: Settings, console: Console) -> None:
@@ -74,6 +80,11 @@ def exit_code(job: JobRecord) -> int:
 def _store(settings: Settings) -> JobStore:
     settings.make_home()
     return JobStore(settings.store_url)
+
+
+def _held(job_id: str, settings: Settings) -> AbstractContextManager[None]:
+    """The job's lock, where it ends with this command. On a cluster its controller lives on."""
+    return held(JobPaths(settings.home, job_id)) if settings.ray_address is None else nullcontext()
 
 
 def _follow(job_id: str, store: JobStore, settings: Settings, console: Console) -> JobRecord:

@@ -92,9 +92,11 @@ class LocalJobs:
     """The store on this machine, which also has the jobs of ``sparring run``."""
 
     def __init__(self, settings: Settings) -> None:
+        from services.jobs.foreground import fail_abandoned
         from services.jobs.store import JobStore
 
         self._store = JobStore(settings.store_url)
+        fail_abandoned(self._store)
 
     def get(self, job_id: str) -> JobRecord:
         """One job."""

@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from typing import Protocol
 
+from services.jobs.foreground import fail_abandoned
 from services.jobs.records import JobError, JobRecord, JobSummary
 from services.jobs.state import ACTIVE, JobState, RequestedAction, StateConflict
 from services.jobs.store import JobStore
@@ -72,6 +73,7 @@ class Dispatcher:
 
     def tick(self) -> None:
         """One look: see off what has ended, put back or fail what died, then start what fits."""
+        fail_abandoned(self._store)
         active = self._active()
         for job_id in self._started - {job.id for job in active}:
             self._launcher.wait_gone(job_id)  # its share of the machine is free only then

@@ -39,6 +39,11 @@ class JobPaths:
         return self.root / "logs"
 
     @property
+    def command_lock(self) -> Path:
+        """Held by the command that runs the job in the foreground."""
+        return self.root / "command.lock"
+
+    @property
     def report(self) -> Path:
         """The report with curves, written when the job ends."""
         return self.root / "report.html"

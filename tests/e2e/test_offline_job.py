@@ -49,18 +49,19 @@ def offline_job(world: World, folder: Path, **schedule: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def outcome(world: World, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """A job that was interrupted after some versions and resumed to its end; the tests look at what it left behind."""
+    """A job whose command was killed after some versions, and resumed to its end; the tests look at what it left behind."""
     folder = tmp_path_factory.mktemp("offline")
     home = {"SPARRING_HOME": str(folder / "home")}
     command = start_job(folder, offline_job(world, folder), **home)
     wait_for(lambda: (Outcome(folder / "home").job.current_version or 0) >= 2, "version 2")
-    command.interrupt(signal.SIGINT)
-    ended = command.wait(180)
-    assert ended.code == 130, ended.output
-    interrupted = Outcome(folder / "home")
-    kept = interrupted.digests()
+    command.interrupt(signal.SIGKILL)
+    assert command.wait(60).code == -signal.SIGKILL and command.leaves_nothing(), "workers outlived the command"
+    killed = Outcome(folder / "home")
+    kept = killed.digests()
     assert 3 <= len(kept) < ROUNDS + 1
-    resumed = Command("resume", interrupted.job.id, **home)
+    listed = Command("list", "--state", "failed", **home).wait().output
+    assert killed.job.id in listed and killed.job.error is not None and killed.job.error.code == "command_killed"
+    resumed = Command("resume", killed.job.id, **home)
     ended = resumed.wait()
     assert ended.code == 0, ended.output
     assert resumed.leaves_nothing(), "workers outlived the command"
