@@ -212,6 +212,13 @@ async def test_what_cannot_be_asked_is_refused_by_its_name(
     assert scribe.asked == []
 
 
+async def test_a_key_that_stands_twice_is_refused(http: httpx.AsyncClient, job_id: str, scribe: Scribe) -> None:
+    body = json.dumps({"model": job_id, "messages": MESSAGES, "n": 1})
+    answer = await http.post("/v1/chat/completions", content=body[:-1] + ', "n": 2}')
+    assert answer.status_code == 400 and "the key `n` stands twice" in answer.json()["error"]["message"], answer.text
+    assert scribe.asked == []
+
+
 async def test_what_asks_for_nothing_is_taken(http: httpx.AsyncClient, job_id: str) -> None:
     nothing = {"tools": None, "frequency_penalty": 0, "presence_penalty": 0.0, "user": "ann", "stop": None}
     answer = await http.post("/v1/chat/completions", json={"model": job_id, "messages": MESSAGES} | nothing)

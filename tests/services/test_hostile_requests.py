@@ -46,6 +46,11 @@ def preferences(tmp_path: Path, store: JobStore) -> str:
         (b"", 422, "the body is empty; send JSON"),
         (b"{}", 422, "the body must be a JSON list"),
         (b"[{", 422, "the body is not JSON ("),
+        (
+            b'[{"prompt": "a", "chosen": "b", "rejected": "c", "chosen": "d"}]',
+            422,
+            "the key `chosen` stands twice in one mapping; keep one",
+        ),
         (b"[" * 100_000, 400, NOT_READABLE),
         (b"[" + b"9" * 5000 + b"]", 400, NOT_READABLE),
         ('["é"]'.encode("latin-1"), 400, NOT_READABLE),
@@ -62,7 +67,7 @@ def preferences(tmp_path: Path, store: JobStore) -> str:
             "is too long; it must have at most 255 characters",
         ),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 async def test_a_body_that_holds_no_preferences_is_refused_in_our_own_words(
     http: httpx.AsyncClient, preferences: str, body: bytes, status: int, sentence: str

@@ -12,12 +12,12 @@ from typing import Annotated, Any, cast
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 
 from learner.errors import InputError
 from services.api import problems
+from services.api.bodies import UniqueKeysRoute
 from services.api.guard import READ, WRITE
 from services.chat.compare import CompareBody, ComparisonResult, compare, orders_of
 from services.chat.desk import ChatDesk, Order
@@ -65,7 +65,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-class OpenAiRoute(APIRoute):
+class OpenAiRoute(UniqueKeysRoute):
     """A route whose errors have OpenAI's shape, which OpenAI's clients read."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -84,7 +84,7 @@ class OpenAiRoute(APIRoute):
 
 
 router = APIRouter(tags=["chat"], route_class=OpenAiRoute, dependencies=[READ])
-comparisons = APIRouter(tags=["chat"], dependencies=[READ])
+comparisons = APIRouter(tags=["chat"], route_class=UniqueKeysRoute, dependencies=[READ])
 
 
 def _desk(request: Request) -> ChatDesk:

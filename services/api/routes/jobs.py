@@ -10,6 +10,7 @@ from fastapi.openapi.models import Example
 
 from learner.errors import InputError
 from services.api import problems
+from services.api.bodies import UniqueKeysRoute
 from services.api.context import Shared
 from services.api.guard import READ, WRITE
 from services.api.models import JobPage
@@ -17,7 +18,7 @@ from services.jobs.records import JobRecord
 from services.jobs.state import JobState, RequestedAction
 from services.jobs.store import UnknownJob
 
-router = APIRouter(tags=["jobs"], dependencies=[READ])
+router = APIRouter(tags=["jobs"], route_class=UniqueKeysRoute, dependencies=[READ])
 
 IdempotencyKey = Annotated[
     str | None,

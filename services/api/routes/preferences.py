@@ -8,13 +8,14 @@ from fastapi import APIRouter, Body
 from pydantic import WithJsonSchema
 
 from services.api import problems
+from services.api.bodies import UniqueKeysRoute
 from services.api.context import Shared
 from services.api.guard import READ, WRITE
 from services.api.routes.jobs import IdempotencyKey
 from services.jobs.feedback import count_feedback, take_in
 from services.jobs.records import FeedbackCounts, Preference, PreferencesReceipt
 
-router = APIRouter(tags=["preferences"], dependencies=[READ])
+router = APIRouter(tags=["preferences"], route_class=UniqueKeysRoute, dependencies=[READ])
 
 EXAMPLE = [
     {"id": "click-1", "prompt": "How do I reset my password?", "chosen": "Choose Forgot password.", "rejected": "No."},
