@@ -64,20 +64,23 @@ class FeedbackDesk:
         self.store, self.queue = journal.store, crew.queue.link
         self._left_over = True  # by an earlier controller
 
-    async def take(self, count: int, other_domains: Sequence[str] = ()) -> list[RenderedPreference]:
+    async def take(
+        self, count: int, *, later: Sequence[str] = (), learned: Sequence[str] = ()
+    ) -> list[RenderedPreference]:
         """The preferences that have waited longest: at most ``count``, and no more than the share leaves room for.
 
         A version is made of the groups that are leased when it is published, so no version exceeds the share when granted, ready and
-        leased groups together never do. Those of ``other_domains`` wait until it is their domain's turn.
+        leased groups together never do. Those of the domains ``later`` wait until it is their turn; those that still waited when their domain
+        had been ``learned`` are refused.
         """
         job_id, found, after = self.crew.job_id, list[RenderedPreference](), 0
-        if not self.store.waiting_preferences(job_id, limit=1, leave_out=other_domains):
+        if not self.store.waiting_preferences(job_id, limit=1, leave_out=later):
             return []
         account: LedgerCounts = await self.queue.call("source_counts", AnswerSource.FEEDBACK)
         room = min(count, self.spec.feedback_groups - account.remaining)
         while len(found) < room and (
             waiting := self.store.waiting_preferences(
-                job_id, limit=min(CHUNK, room - len(found)), after=after, leave_out=other_domains
+                job_id, limit=min(CHUNK, room - len(found)), after=after, leave_out=later
             )
         ):
             after = waiting[-1].number
@@ -85,8 +88,14 @@ class FeedbackDesk:
             # admitted, and a death kept it from being written down here
             self.store.settle_preferences(job_id, [s.number for s in waiting if self._group_id(s.number) in known])
             for stored in waiting:
-                if self._group_id(stored.number) not in known:
-                    found += self._rendered(stored)
+                if self._group_id(stored.number) in known:
+                    continue
+                if stored.preference.domain in learned:
+                    self._refuse(
+                        stored, f"its domain, {stored.preference.domain}, was learned before a version had room for it"
+                    )
+                    continue
+                found += self._rendered(stored)
         self._left_over |= bool(found)  # until they are put: the answer to their admission may be lost
         return found
 
@@ -119,10 +128,13 @@ class FeedbackDesk:
         try:
             pair, prompt_ids, _ = self.renderer.render(f"preference {stored.id}", stored.preference)
         except InputError as error:
-            self.store.refuse_preference(self.crew.job_id, stored.number, str(error))
-            self.journal.event("preference_refused", str(error), id=stored.id)
+            self._refuse(stored, str(error))
             return []
         return [RenderedPreference(self._group_id(stored.number), pair, prompt_ids)]
+
+    def _refuse(self, stored: StoredPreference, reason: str) -> None:
+        self.store.refuse_preference(self.crew.job_id, stored.number, reason)
+        self.journal.event("preference_refused", reason, id=stored.id)
 
     async def _put(self, ticket: Ticket, stored: StoredPreference | None) -> None:
         try:

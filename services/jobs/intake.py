@@ -217,8 +217,9 @@ class SelfPlayIntake(Intake):
     async def _from_outside(self, version: int, count: int) -> Sequence[RenderedPreference]:
         if self.feedback is None:
             return ()
-        now = self.plan.at(version).name
-        return await self.feedback.take(count, [name for name in self.spec.schedule.domains or () if name != now])
+        names = self.spec.schedule.domains or ()
+        now = names.index(name) if (name := self.plan.at(version).name) is not None else len(names)
+        return await self.feedback.take(count, later=names[now + 1 :], learned=names[:now])
 
     async def observe(self, version: int, statuses: Iterable[SamplerStatus]) -> None:
         """Learn from the samplers' statuses: what arrived, what failed, and what nobody works on any more."""

@@ -308,6 +308,22 @@ async def test_preferences_of_a_domain_wait_for_its_turn(folder: Path) -> None:
     desk.store.close()
 
 
+async def test_what_still_waits_when_its_domain_has_been_learned_is_refused(folder: Path) -> None:
+    rows = [{"id": f"p{n}", "prompt": f"hello {n}", "domain": "ab"[n % 2]} for n in range(40)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    desk = Desk(folder, schedule={"rounds": 1, "domains": ["a", "b"]})
+    desk.send(0, 1, 2, 3, domain="a")
+    desk.send(4, domain="b")
+    assert await desk.turn() == 2, "a quarter of eight"
+    assert await desk.turn() == 1
+    account = count_feedback(desk.store, desk.job_id)
+    assert (account.consumed, account.waiting, account.refused) == (3, 0, 2)
+    reasons = {refusal.reason for refusal in account.refusals}
+    assert reasons == {"its domain, a, was learned before a version had room for it"}
+    desk.ledger.close()
+    desk.store.close()
+
+
 async def test_a_preference_that_left_the_store_is_given_up_loudly(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     desk.send(0)
     monkeypatch.setattr(desk.store, "preferences", lambda *_: [])
