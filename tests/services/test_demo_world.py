@@ -13,9 +13,13 @@ from services.cli.main import app
 from services.demo.domain import UNSEEN_TOPIC, read_question
 from services.demo.job import demo_spec
 from services.demo.world import DemoWorld, WorldRecipe, ensure_world
+from services.jobs.crew import Crew
+from services.jobs.layout import JobPaths
 from services.jobs.machine import Machine
+from services.jobs.placement import demands
 from services.jobs.spec import JobSpec
 from services.jobs.spec_checks import machine_problems, problems, warnings
+from workers.capacity import Node, check_capacity
 
 TINY = WorldRecipe(
     policy_steps=2, sampled_prompts=8, sampled_answers=2, template_pairs=200, scorer_steps=2, tested_prompts=8
@@ -90,6 +94,15 @@ def test_the_demo_job_passes_its_checks_on_two_cores(world: DemoWorld) -> None:
     spec = demo_spec(world, seed=0, rounds=5, name="demo")
     machine = Machine(cpus=2, gpus=0, memory_bytes=8 << 30)
     assert not [*problems(spec), *machine_problems(spec, machine), *warnings(spec)]
+
+
+def test_on_a_gpu_the_demo_job_passes_its_checks_too_and_its_workers_share_one_card(world: DemoWorld) -> None:
+    spec = demo_spec(world, seed=0, rounds=5, name="demo", gpu=True)
+    machine = Machine(cpus=2, gpus=1, memory_bytes=8 << 30)
+    assert not [*problems(spec), *machine_problems(spec, machine), *warnings(spec)]
+    check_capacity(
+        demands(Crew("demo", spec, JobPaths(Path("/nowhere"), "demo"), prompts=()).bundles), [Node(2.0, 1.0)]
+    )
 
 
 def test_the_demo_prints_its_job_for_a_service_elsewhere(

@@ -39,7 +39,7 @@ EXAMPLES: dict[str, Example] = {
             "prompts": {"source": "prompts.jsonl"},
             "scorer": {"model": {"kind": "pairrm", "model": "llm-blender/PairRM-hf"}},
             "objective": {"kind": "sppo", "beta": 0.001},
-            "schedule": {"mode": "rounds", "rounds": 3, "prompts_per_round": 20000, "prompts_per_step": 64},
+            "schedule": {"mode": "rounds", "rounds": 3, "prompts_per_round": 4000, "prompts_per_step": 64},
             "evaluation": {"prompts": {"source": "held_out.jsonl"}, "count": 256},
             "metadata": {"team": "search"},
         },
