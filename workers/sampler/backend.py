@@ -192,9 +192,19 @@ class Backend:
         on_cpu = bool(current_platform.is_cpu())
         arguments = AsyncEngineArgs(**engine_arguments(self.config, on_cpu=on_cpu))
         if on_cpu:
+            _look_at_models_here()
             context = self.config.max_model_len or arguments.create_model_config().max_model_len
             arguments.max_num_batched_tokens = batch_tokens(self.config, context)
         return AsyncLLM.from_engine_args(arguments)
+
+
+def _look_at_models_here() -> None:
+    """Have vLLM look at a model's class in this process. It would start another for that, lest a GPU be initialised in this one, and there is
+    none; importing vLLM once more costs ten seconds of a processor, at the first use of each class on a machine."""
+    from vllm.model_executor.models import registry
+
+    assert callable(registry._run_in_subprocess), "this version of vLLM looks at models in another way"
+    registry._run_in_subprocess = lambda look: look()
 
 
 def _nothing(timeout: float | None = None) -> None:
