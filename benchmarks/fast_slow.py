@@ -147,7 +147,7 @@ def steps_to(curve: Sequence[tuple[int, float]], target: float) -> float:
     return next((float(step) for step, rate in curve if rate >= target), math.inf)
 
 
-def swaps(of_arm: Sequence[dict[str, Any]]) -> str:
+def swaps_by_seed(of_arm: Sequence[dict[str, Any]]) -> str:
     """How often the adapters of each seed changed places."""
     return ", ".join(f"{run['swaps']:.0f}" for run in of_arm)
 
@@ -164,7 +164,7 @@ def show_one_domain(console: Console, runs: dict[str, list[dict[str, Any]]], tar
             ", ".join("never" if math.isinf(step) else f"{step:.0f}" for step in reached),
             interval([run["curve"][-1][1] for run in of_arm]),
             interval([run["late_gradient_norm"] for run in of_arm]),
-            swaps(of_arm),
+            swaps_by_seed(of_arm),
         )
     console.print(table)
 
@@ -179,7 +179,7 @@ def show_sequences(console: Console, runs: dict[str, list[dict[str, Any]]]) -> N
             name,
             *(interval([run["rows"][-1][place] for run in of_arm]) for place in range(len(TASTES))),
             *(interval([run[key] for run in of_arm]) for key in ("average", "forgetting", "backward")),
-            swaps(of_arm),
+            swaps_by_seed(of_arm),
         )
     console.print(table)
 

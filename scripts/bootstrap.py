@@ -248,9 +248,7 @@ def check(pip: Pip, left_out: set[str]) -> None:
         )
     # find_spec only: importing torchvision is what breaks.
     probe = "import importlib.util, sys; print(*(n for n in sys.argv[1:] if importlib.util.find_spec(n)))"
-    answer = subprocess.run(
-        [pip.python, "-c", probe, *sorted(left_out)], env=pip.environment, capture_output=True, text=True
-    )
+    answer = pip.run_python(probe, *sorted(left_out))
     if answer.returncode or answer.stdout.strip():
         raise SetupError(f"these must not be installed beside a CPU torch: {answer.stdout.strip()}{answer.stderr}")
 

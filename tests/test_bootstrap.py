@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -70,14 +71,11 @@ def test_the_accelerator_is_what_is_asked_for_or_what_is_there(path: Path, monke
         bootstrap.choose_accelerator()
 
 
-class SaysPip:
-    """Stands for the environment's pip, with a given answer to `pip check`."""
-
-    python = sys.executable
-    environment: dict[str, str] | None = None
+class SaysPip(bootstrap.Pip):
+    """This environment's pip, with a given answer to `pip check`."""
 
     def __init__(self, *complaints: str) -> None:
-        self.complaints = complaints
+        self.python, self.environment, self.complaints = sys.executable, dict(os.environ), complaints
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(arguments, 1, stdout="\n".join(self.complaints))

@@ -1,4 +1,4 @@
-"""Ray, and the only module that knows its quirks (rule 17): starting it, naming actors, calling them, and what its errors mean.
+"""Ray, and the module that knows its quirks (rule 17): starting it, naming actors, calling them, and what its errors mean.
 
 Workers are named, detached actors in one namespace, so that a restarted controller finds them by name; each holds a lease and exits when
 it lapses (rule 10). Every call has a time-out whose error names the setting to change (rule 9).
@@ -9,28 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray import exceptions as ray_errors
-from ray.util.placement_group import (
-    PlacementGroup,
-    get_placement_group,
-    placement_group,
-    remove_placement_group,
-)
+from ray.util.placement_group import get_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learner.errors import InputError
-from learner.records import Record
-from workers import logs
-from workers.activity import Activity
 from workers.capacity import Demand, Node, check_capacity, share
 from workers.errors import CallTimeout, WorkerDied, WorkerError, WorkerUnavailable
 from workers.roles import SHARE, Role, carried, offered, resource
@@ -38,12 +28,10 @@ from workers.roles import SHARE, Role, carried, offered, resource
 __all__ = [
     "CallTimeout",
     "Demand",
-    "LeasedWorker",
     "Link",
     "Node",
     "WorkerDied",
     "WorkerError",
-    "WorkerPulse",
     "WorkerUnavailable",
     "call",
     "call_async",
@@ -56,9 +44,6 @@ __all__ = [
     "leave",
     "node_address",
     "nodes",
-    "release",
-    "reserve",
-    "reserved",
     "spawn",
 ]
 
@@ -73,9 +58,6 @@ OBJECT_STORE_BYTES = 256 << 20
 
 LONGEST_TEMP_DIR = 38
 """Ray makes Unix sockets some 65 characters below its folder, and a socket's path has at most 107."""
-
-LAST_SECONDS = 10.0
-"""What a worker whose lease has lapsed has for its last duty."""
 
 LEASE_GROUP = "lease"
 """Renewals have a thread of their own in the actor: a long step must not look like a silent controller."""
@@ -202,7 +184,7 @@ def spawn(
         max_concurrency: calls that run at a time. Ray's default: 1, or 1000 for a class with async methods.
         env: more environment variables.
         role: place it on a machine that carries this role. Default: on any.
-        bundle: place it into the bundle of this number of the reservation of this name, which must be there (:func:`reserve`). Default: where
+        bundle: place it into the bundle of this number of the reservation of this name, which must be there (`workers/reservations.py`). Default: where
             there is room.
     """
     variables = dict.fromkeys(THREAD_VARIABLES, str(threads)) | QUIET_THREADS | dict(env or {})
@@ -227,55 +209,6 @@ def spawn(
         options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(get_placement_group(group), number)
     remote_class = ray.remote(concurrency_groups={LEASE_GROUP: 1})(actor_class)
     return remote_class.options(**options).remote(*args, **dict(kwargs or {}))
-
-
-def reserve(name: str, bundles: Sequence[Mapping[str, float]], strategy: Literal["pack", "spread"]) -> None:
-    """Ask for room on the cluster's machines, for all bundles or for none. Does not wait for it (:func:`reserved`).
-
-    The reservation outlives the process that asked, until it is released. When a machine is lost, its bundles are moved to others. One of this
-    name and with these bundles that is there already stays; one with others is released first.
-
-    Args:
-        name: unique in the namespace.
-        bundles: for each, what one machine sets aside, in Ray's terms; a zero asks for nothing.
-        strategy: `pack`: on as few machines as possible; `spread`: on as many.
-    """
-    wanted = [{kind: amount for kind, amount in bundle.items() if amount > 0} for bundle in bundles]
-    there = _reservation(name)
-    if there is not None:
-        if there.bundle_specs == wanted:
-            return
-        release(name)
-    placement_group(wanted, strategy=strategy.upper(), name=name, lifetime="detached")
-
-
-def reserved(name: str, timeout_seconds: int) -> bool:
-    """Whether every bundle of a reservation has its room, waited for so long."""
-    there = _reservation(name)
-    return there is not None and there.wait(timeout_seconds)
-
-
-def release(name: str, timeout_seconds: float = 30.0) -> None:
-    """Give a reservation back, and wait until its name is free; what still runs in it ends. Nobody has that name: does nothing.
-
-    Raises:
-        CallTimeout: the name was still taken after ``timeout_seconds``.
-    """
-    limit = time.monotonic() + timeout_seconds
-    while (there := _reservation(name)) is not None:
-        remove_placement_group(there)
-        if time.monotonic() > limit:
-            raise CallTimeout(
-                f"the reservation {name} was not given back within {timeout_seconds:g} s; see `ray status`"
-            )
-        time.sleep(0.02)
-
-
-def _reservation(name: str) -> PlacementGroup | None:
-    try:
-        return get_placement_group(name)
-    except ValueError:
-        return None
 
 
 def find(name: str) -> Any | None:
@@ -405,64 +338,6 @@ class Link:
         if self._handle is None:
             raise WorkerUnavailable(f"no worker of the name {self.name} is running")
         return getattr(self._handle, method)
-
-
-class WorkerPulse(Record):
-    """A sign of life."""
-
-    pid: int
-    uptime_seconds: float
-    lease_left_seconds: float
-
-
-class LeasedWorker:
-    """A worker that ends itself when nobody has renewed its lease: a controller that is gone leaves no workers behind (rule 10)."""
-
-    def __init__(self, lease_seconds: float) -> None:
-        self._born = time.monotonic()
-        self._lease_seconds = lease_seconds
-        self._lease_ends = self._born + lease_seconds
-        self.activity = Activity()
-        threading.Thread(target=self._watch_lease, name="lease", daemon=True).start()
-
-    @ray.method(concurrency_group=LEASE_GROUP)
-    def renew_lease(self, seconds: float | None = None) -> dict[str, float]:
-        """Live at least so many seconds from now (default: as many as at the start). Never shortens the lease.
-
-        Returns how long the worker has been busy and how long it has waited, as metrics.
-        """
-        self._lease_seconds = self._lease_seconds if seconds is None else seconds
-        self._lease_ends = max(self._lease_ends, time.monotonic() + self._lease_seconds)
-        return self.activity.as_metrics()
-
-    @ray.method(concurrency_group=LEASE_GROUP)
-    def ping(self) -> WorkerPulse:
-        """Show that the process answers, also while it works on something else."""
-        now = time.monotonic()
-        return WorkerPulse(
-            pid=os.getpid(), uptime_seconds=now - self._born, lease_left_seconds=max(0.0, self._lease_ends - now)
-        )
-
-    @ray.method(concurrency_group=LEASE_GROUP)
-    def unread_log(self, mark: str, sizes: Mapping[str, int]) -> dict[str, tuple[int, bytes]] | None:
-        """What the worker has written on its machine and the job's folder has not (`workers.logs.unread`)."""
-        return logs.unread(mark, node_address(), sizes)
-
-    def lease_lapsed(self) -> None:
-        """What else ends with the lease, in the few seconds before the process does. Here: nothing."""
-
-    def _watch_lease(self) -> None:
-        while (left := self._lease_ends - time.monotonic()) > 0:
-            time.sleep(min(left, 1.0))
-        print(
-            f"the lease of {self._lease_seconds:g} s (resources.fleet.lease_seconds) was not renewed: this worker ends",
-            file=sys.stderr,
-            flush=True,
-        )
-        last = threading.Thread(target=self.lease_lapsed, daemon=True)
-        last.start()
-        last.join(LAST_SECONDS)  # a cluster that does not answer must not keep it alive
-        os._exit(3)
 
 
 def _patience(timeout_seconds: float | None, setting: str | None) -> tuple[float, str]:

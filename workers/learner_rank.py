@@ -18,8 +18,9 @@ from learner.ranks import OneRank
 from learner.records import Module, ScoredGroup
 from learner.rendered import RenderedPrompt, refuse_difference_from_transformers
 from workers import cluster, logs, process_tree
-from workers.cluster import LeasedWorker, Link
+from workers.cluster import Link
 from workers.errors import WorkerUnavailable
+from workers.leased import LeasedWorker
 from workers.models import require_folder, require_policy
 
 if TYPE_CHECKING:

@@ -44,8 +44,10 @@ def demo(
 
     from services.cli.local import exit_code, run_here, tell_end
     from services.cli.tables import show_examples, show_versions
-    from services.demo.job import demo_spec, has_gpu_engine, on_demo_world
+    from services.demo.job import demo_spec, on_demo_world
     from services.demo.world import ensure_world
+    from services.doctor.facts import installed_packages
+    from services.doctor.software import accelerator
     from services.jobs.load import load_job
     from services.jobs.machine import Machine
     from services.jobs.state import JobState
@@ -78,7 +80,7 @@ def demo(
     console.print(
         f"World: {world.root} ({built:.0f} s). PairRM's held-out accuracy: {world.pairrm_accuracy:.1%}", soft_wrap=True
     )
-    spec = demo_spec(world, seed=seed, rounds=rounds or 4, name="demo", gpu=has_gpu_engine())
+    spec = demo_spec(world, seed=seed, rounds=rounds or 4, name="demo", gpu=accelerator(installed_packages()) == "gpu")
     if given is not None:
         spec = validate_job(on_demo_world(given, world, rounds), Path.cwd(), machine=Machine.here()).spec
     if shuffle:

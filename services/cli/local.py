@@ -83,8 +83,12 @@ def _store(settings: Settings) -> JobStore:
 
 
 def _held(job_id: str, settings: Settings) -> AbstractContextManager[None]:
-    """The job's lock, where it ends with this command. On a cluster its controller lives on."""
-    return held(JobPaths(settings.home, job_id)) if settings.ray_address is None else nullcontext()
+    """The job's lock, where it ends with this command. On a cluster its controller lives on, and a lock of before would say that it does not."""
+    paths = JobPaths(settings.home, job_id)
+    if settings.ray_address is None:
+        return held(paths)
+    paths.command_lock.unlink(missing_ok=True)
+    return nullcontext()
 
 
 def _follow(job_id: str, store: JobStore, settings: Settings, console: Console) -> JobRecord:

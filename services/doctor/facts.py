@@ -68,7 +68,7 @@ def gather(home: str, model: str | None = None) -> Facts:
     return Facts(
         host=socket.gethostname(),
         python=platform.python_version(),
-        packages=_packages(),
+        packages=installed_packages(),
         trap=tuple(name for name in TRAP if importlib.util.find_spec(name)),  # never imported: that is what breaks
         libnuma=_has_library("libnuma.so.1"),
         cpus=psutil.cpu_count() or 1,
@@ -110,7 +110,8 @@ def normalised(name: str) -> str:
     return name.lower().replace("_", "-").replace(".", "-")
 
 
-def _packages() -> dict[str, str]:
+def installed_packages() -> dict[str, str]:
+    """Versions by normalised name."""
     return {normalised(each.name): each.version for each in importlib.metadata.distributions() if each.name}
 
 

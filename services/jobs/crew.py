@@ -13,7 +13,7 @@ from learner.rendered import RenderedPrompt
 from services.jobs.layout import JobPaths
 from services.jobs.placement import demands, plan
 from services.jobs.spec import JobSpec
-from workers import cluster
+from workers import cluster, reservations
 from workers.chat import MAX_ANSWERS
 from workers.cluster import Link
 from workers.learner import LearnerWorker, prompts_for_canary
@@ -107,11 +107,11 @@ class Crew:
     def reserve(self) -> None:
         """Ask for the engines' room, for all or none, unless it is reserved already."""
         bundles = [bundle.demand.resources() for bundle in self.bundles]
-        cluster.reserve(self.reservation, bundles, self.spec.resources.placement.strategy)
+        reservations.reserve(self.reservation, bundles, self.spec.resources.placement.strategy)
 
     def has_room(self, timeout_seconds: int) -> bool:
         """Whether the engines' room is reserved, waited for so long."""
-        return cluster.reserved(self.reservation, timeout_seconds)
+        return reservations.reserved(self.reservation, timeout_seconds)
 
     def asks_for(self) -> str:
         """What the engines need room for, as part of a sentence."""
@@ -145,7 +145,7 @@ class Crew:
         """End every worker's process, and give their room back."""
         for member in reversed(self.members):
             self.dismiss_one(member)
-        cluster.release(self.reservation)
+        reservations.release(self.reservation)
 
     def _name(self, role: str) -> str:
         return f"{self.job_id}-{role}"

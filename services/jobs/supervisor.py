@@ -88,7 +88,7 @@ class Supervisor:
 
     async def _find_room(self) -> None:
         """Wait until the cluster has set room aside for all engines: none starts that would wait for others (rule 9)."""
-        await asyncio.to_thread(self.crew.reserve)
+        self.crew.reserve()  # in no thread, which a cancel would outrun
         limit, told = self.spec.resources.placement.timeout_seconds, False
         began = time.monotonic()
         while not await asyncio.to_thread(self.crew.has_room, ROOM_SECONDS):

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from learner.errors import InputError
+from services.cli.local import _held
 from services.jobs.foreground import fail_abandoned, held
 from services.jobs.layout import JobPaths
 from services.jobs.spec import JobSpec
 from services.jobs.state import JobState
 from services.jobs.store import JobStore
+from services.settings import Settings
 
 SPEC = JobSpec.model_validate({"name": "demo", "policy": {"model": "a/model"}, "prompts": {"source": "a/data"}})
 
@@ -81,3 +83,11 @@ def test_jobs_without_a_command_of_this_machine_are_left_alone(store: JobStore, 
     fail_abandoned(store)
     states = {job_id: store.get(job_id).state for job_id in (of_a_cluster, of_the_service, ended)}
     assert list(states.values()) == [JobState.VALIDATING, JobState.VALIDATING, JobState.CANCELLED]
+
+
+def test_a_lock_of_before_does_not_outlive_the_move_to_a_cluster(tmp_path: Path) -> None:
+    paths = JobPaths(tmp_path, "job")
+    with held(paths):
+        assert paths.command_lock.exists()
+    with _held("job", Settings(home=tmp_path, ray_address="head:6379")):
+        assert not paths.command_lock.exists()

@@ -17,9 +17,10 @@ import psutil
 import pytest
 
 from learner.errors import InputError
-from workers import cluster, process_tree, roles
+from workers import cluster, process_tree, reservations, roles
 from workers.capacity import Demand, Node, check_capacity
-from workers.cluster import CallTimeout, LeasedWorker, Link, WorkerDied, WorkerUnavailable
+from workers.cluster import CallTimeout, Link, WorkerDied, WorkerUnavailable
+from workers.leased import LeasedWorker
 
 SECONDS = 60.0
 
@@ -276,22 +277,24 @@ def test_room_is_set_aside_for_all_workers_of_a_job_or_for_none(ray_cluster: Non
         return sum(node.cpus for node in cluster.free())
 
     assert until(lambda: room() == 2, 20), "what ran before has left"
-    cluster.reserve("first", [{"CPU": 1.0, "GPU": 0.0}], "pack")
-    assert cluster.reserved("first", 10)
+    reservations.reserve("first", [{"CPU": 1.0, "GPU": 0.0}], "pack")
+    assert reservations.reserved("first", 10)
     shared = Demand("both", 0.2 + 0.1, roles=("sampler", "learner")).resources()
-    cluster.reserve("second", [shared, {"CPU": 0.9}], "pack")
-    assert not cluster.reserved("second", 1) and room() == 1, "half of it is not held while the other half is missing"
-    cluster.release("first")
-    assert cluster.reserved("second", 10) and until(lambda: room() == pytest.approx(0.8), 10)
+    reservations.reserve("second", [shared, {"CPU": 0.9}], "pack")
+    assert not reservations.reserved("second", 1) and room() == 1, (
+        "half of it is not held while the other half is missing"
+    )
+    reservations.release("first")
+    assert reservations.reserved("second", 10) and until(lambda: room() == pytest.approx(0.8), 10)
 
     pair = [start(name, role=name, bundle=("second", 0)) for name in ("sampler", "learner")]
     pids = [answer(worker.ping.remote()).pid for worker in pair]
     assert room() == pytest.approx(0.8), "they are in what was set aside"
-    cluster.reserve("second", [shared, {"CPU": 0.9}], "pack")
+    reservations.reserve("second", [shared, {"CPU": 0.9}], "pack")
     assert all(alive(pid) for pid in pids), "who asks again finds what it has"
-    cluster.release("second")
+    reservations.release("second")
     assert until(lambda: room() == 2 and not any(alive(pid) for pid in pids), 20)
-    cluster.release("second")
+    reservations.release("second")
 
 
 def test_a_call_timeout_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from replay_samples import group, ticket
 
 from learner.digests import adapter_digest, sha256
 from learner.records import FileEntry, VersionManifest
-from workers import cluster
+from workers import cluster, reservations
 from workers.cluster import Link, WorkerDied, WorkerUnavailable
 from workers.config import QueueConfig
 from workers.replay.actor import ReplaySetup, ReplayWorker
@@ -112,10 +112,10 @@ def test_versions_travel_as_bytes_and_tampering_is_named(home: Path) -> None:
 
 def test_a_queue_without_its_controller_gives_the_room_of_the_job_back(home: Path) -> None:
     cluster.kill("queue")
-    cluster.reserve("room", [{"CPU": 0.5}], "pack")
+    reservations.reserve("room", [{"CPU": 0.5}], "pack")
     queue = start_queue(home, lease_seconds=5.0)
-    assert queue.call_blocking("ping").lease_left_seconds > 0 and cluster.reserved("room", 1)
+    assert queue.call_blocking("ping").lease_left_seconds > 0 and reservations.reserved("room", 1)
     limit = time.monotonic() + 30
     while cluster.find("queue") is not None and time.monotonic() < limit:
         time.sleep(0.1)
-    assert cluster.find("queue") is None and not cluster.reserved("room", 1)
+    assert cluster.find("queue") is None and not reservations.reserved("room", 1)

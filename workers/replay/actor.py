@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from learner.records import AnswerSource, ScoredGroup, SkipReason, Stage, Ticket
-from workers import cluster, logs, process_tree
-from workers.cluster import LeasedWorker
+from workers import logs, process_tree, reservations
 from workers.config import QueueConfig
+from workers.leased import LeasedWorker
 from workers.replay.ledger import ReplayLedger
 from workers.replay.queue import ReplayQueue
 from workers.replay.rows import GroupRow, LedgerCounts
@@ -24,7 +24,7 @@ class ReplaySetup:
     """What the queue needs to know.
 
     Attributes:
-        reservation: room of the job's engines on the cluster (`workers.cluster.reserve`), given back when the lease lapses.
+        reservation: room of the job's engines on the cluster (`workers.reservations.reserve`), given back when the lease lapses.
         database: the ledger's file.
         keep_samples: keep the content of groups that are done with.
     """
@@ -53,7 +53,7 @@ class ReplayWorker(LeasedWorker):
 
     def lease_lapsed(self) -> None:
         """The controller is gone, and was next to this worker: nobody else can give its engines' room back."""
-        cluster.release(self._reservation)
+        reservations.release(self._reservation)
 
     async def admit(self, tickets: Sequence[Ticket]) -> int:
         """Write granted tickets down."""

@@ -31,8 +31,9 @@ from learner.records import (
 )
 from workers import logs, process_tree
 from workers.chat import ChatBegun, ChatPiece, ChatRequest
-from workers.cluster import LeasedWorker, Link, WorkerDied, WorkerUnavailable
+from workers.cluster import Link, WorkerDied, WorkerUnavailable
 from workers.config import SamplingConfig
+from workers.leased import LeasedWorker
 from workers.messages import EvaluationAnswer, EvaluationItem, GroupFailure, LoadProof, SamplerStatus
 from workers.models import require_policy
 from workers.sampler.engine import EngineConfig, GeneratedAnswer, SamplerEngine

@@ -21,8 +21,9 @@ from learner.preference import win_matrix
 from learner.records import Prompt, ResponseGroup, ScoredGroup, ScorerIdentity
 from workers import logs, process_tree
 from workers.chat import Verdict
-from workers.cluster import LeasedWorker, Link, WorkerDied, WorkerUnavailable
+from workers.cluster import Link, WorkerDied, WorkerUnavailable
 from workers.config import AnyScorer, FunctionScorer, ScorerConfig, ScorerResources
+from workers.leased import LeasedWorker
 from workers.messages import EvaluationAnswer, EvaluationResult, Example
 from workers.models import require_folder
 from workers.scorers.base import Comparison, PreferenceScorer, ScoreResult

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from learner.records import Module, VersionManifest
 from workers import logs, process_tree
-from workers.cluster import LeasedWorker
+from workers.leased import LeasedWorker
 from workers.versions.store import VersionStore
 
 CONCURRENCY = 4
