@@ -114,7 +114,7 @@ def after_it_has_ended(chat: openai.OpenAI, job_id: str, service: Service) -> No
         chat.completions.create(model=f"{job_id}{suffix}", prompt="Tell me", max_tokens=30, temperature=0)
         for suffix in ("@0", "@14", ":base", "@14")
     ]
-    assert greedy[1].choices[0].text == greedy[3].choices[0].text != greedy[0].choices[0].text
+    assert greedy[1].choices[0].text == greedy[3].choices[0].text
     assert greedy[0].choices[0].text == greedy[2].choices[0].text, (
         "version 0 of a fresh adapter says what the base says"
     )
@@ -123,12 +123,16 @@ def after_it_has_ended(chat: openai.OpenAI, job_id: str, service: Service) -> No
     )
     assert stopped.choices[0].finish_reason == "stop"
     assert greedy[1].choices[0].text.startswith(stopped.choices[0].text) and len(stopped.choices[0].text) <= 4
-    told = chat.chat.completions.create(
-        model=job_id, messages=QUESTION, max_tokens=5, logprobs=True, top_logprobs=2, temperature=0
-    )
-    assert told.choices[0].logprobs is not None and told.choices[0].logprobs.content is not None
-    for entry in told.choices[0].logprobs.content:
-        assert entry.logprob <= 0 and entry.logprob == max(top.logprob for top in entry.top_logprobs)
+    first_logprobs = set()
+    for model in (f"{job_id}@14", f"{job_id}@0"):
+        told = chat.chat.completions.create(
+            model=model, messages=QUESTION, max_tokens=5, logprobs=True, top_logprobs=2, temperature=0
+        )
+        assert told.choices[0].logprobs is not None and told.choices[0].logprobs.content
+        for entry in told.choices[0].logprobs.content:
+            assert entry.logprob <= 0 and entry.logprob == max(top.logprob for top in entry.top_logprobs)
+        first_logprobs.add(told.choices[0].logprobs.content[0].logprob)
+    assert len(first_logprobs) == 2, "two versions may say the same, but not with the same probabilities"
     with pytest.raises(openai.NotFoundError):
         chat.chat.completions.create(model=f"{job_id}@99", messages=QUESTION)
     many_at_a_time(chat, job_id)
@@ -170,7 +174,7 @@ def who_leaves_early_frees_the_place(chat: openai.OpenAI, job_id: str) -> None:
 
 
 def two_versions_are_compared(client: Client, service: Service, job_id: str) -> None:
-    body = {"prompt": "Tell me about 17.", "versions": [0, 14], "max_tokens": 12}
+    body = {"prompt": "Tell me about 17.", "versions": [0, 14], "max_tokens": 40}
     answer = httpx.post(f"{service.url}/v1/jobs/{job_id}/compare", json=body, timeout=300)
     assert answer.status_code == 200, answer.text
     found = answer.json()
@@ -179,4 +183,5 @@ def two_versions_are_compared(client: Client, service: Service, job_id: str) -> 
     (zero, first), (second, _) = verdict["ordered_logits"]
     assert zero == 0 and verdict["logit"] == pytest.approx((first - second) / 2)
     assert verdict["scorer"]["kind"] == "pairrm" and 0 < verdict["win_probability"] < 1
-    assert verdict["winner"] == ("first" if first > second else "second")
+    # which texts the online job's versions write depends on its timing: now and then both write the same
+    assert verdict["winner"] == ("tie" if first == second else "first" if first > second else "second")
