@@ -14,8 +14,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
-# Machines that test are often busy: an example's time says nothing.
-settings.register_profile("sparring", deadline=None)
+# Machines that test are often busy: an example's time says nothing. The same examples each time, so that what fails is what was changed;
+# `pytest --hypothesis-profile explore` looks for new ones.
+settings.register_profile("sparring", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None)
 settings.load_profile("sparring")
 
 

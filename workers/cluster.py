@@ -19,6 +19,7 @@ import ray
 from ray import exceptions as ray_errors
 from ray.util.placement_group import get_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from tenacity import retry, retry_if_exception, stop_after_attempt
 
 from learner.errors import InputError
 from workers.capacity import Demand, Node, check_capacity, share
@@ -55,6 +56,12 @@ DEFAULT_CALL_TIMEOUT_SECONDS = 300.0
 
 OBJECT_STORE_BYTES = 256 << 20
 """Of a local Ray: versions and groups pass through it, nothing stays. What does not fit spills to disk."""
+
+START_TRIES = 3
+"""Ray gives its own helpers some 15 seconds to start, whatever the machine is busy with; a second try finds their files in memory."""
+
+DEATH_NEWS_MILLISECONDS = 10_000
+"""Longest wait of a call whose worker does not answer for the news that it has died."""
 
 LONGEST_TEMP_DIR = 38
 """Ray makes Unix sockets some 65 characters below its folder, and a socket's path has at most 107."""
@@ -95,7 +102,7 @@ def connect(
         object_store_bytes: memory of a local one's object store.
 
     Raises:
-        InputError: there is no cluster at the address, or it asks for another token.
+        InputError: there is no cluster at the address, it asks for another token, or a local one did not start.
     """
     if ray.is_initialized():
         return
@@ -116,18 +123,44 @@ def connect(
             ) from error
         return
     python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    ray.init(
-        address="local",
+    _start_local(
         num_cpus=cpus,
         resources=offered(),
-        include_dashboard=False,
-        # each of our actors has an environment of its own, and so a fresh process: idle ones would be started for nothing
-        _system_config={"prestart_worker_first_driver": False},
         object_store_memory=object_store_bytes,
         runtime_env={"env_vars": {"PYTHONPATH": python_path}},
         _temp_dir=str(_temp_dir(home)),
         **common,
     )
+
+
+def _too_slow(error: BaseException) -> bool:
+    """Whether a local Ray was given up because its helpers took too long. It has no type of its own for that."""
+    return "timed out during startup" in str(error)
+
+
+@retry(
+    retry=retry_if_exception(_too_slow),
+    stop=stop_after_attempt(START_TRIES),
+    before_sleep=lambda _: ray.shutdown(),
+    retry_error_callback=lambda state: _refuse_start(state.attempt_number),
+)
+def _start_local(**options: Any) -> None:
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        _system_config={
+            # each of our actors has an environment of its own, and so a fresh process: idle ones would be started for nothing
+            "prestart_worker_first_driver": False,
+            # news of a death that comes late on a busy machine must not make the dead look as if they were out of reach
+            "timeout_ms_task_wait_for_death_info": DEATH_NEWS_MILLISECONDS,
+        },
+        **options,
+    )
+
+
+def _refuse_start(tries: int) -> None:
+    ray.shutdown()
+    raise InputError(f"a local Ray did not start in {tries} tries: this machine is too busy; try again when it is not")
 
 
 def disconnect() -> None:
@@ -289,7 +322,7 @@ class Link:
         """Call a method and wait for its result; errors are those of :func:`call`, and ``WorkerUnavailable`` when nobody has the name."""
         try:
             return await call_async(self.begin(method, *args, **kwargs), *_patience(timeout_seconds, setting))
-        except WorkerDied:
+        except (WorkerDied, WorkerUnavailable):
             self._handle = None
             raise
 
@@ -299,7 +332,7 @@ class Link:
         """:meth:`call` outside coroutines."""
         try:
             return call(self.begin(method, *args, **kwargs), *_patience(timeout_seconds, setting))
-        except WorkerDied:
+        except (WorkerDied, WorkerUnavailable):
             self._handle = None
             raise
 
@@ -321,7 +354,7 @@ class Link:
                 except TimeoutError:
                     raise _timeout(*patience) from None
                 yield await call_async(ref, *patience)
-        except WorkerDied:
+        except (WorkerDied, WorkerUnavailable):
             self._handle, ended = None, True
             raise
         finally:

@@ -82,7 +82,9 @@ def mark(folder: Path) -> str:
     path = folder / MARK
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(uuid.uuid4().hex)
+        aside = folder / f"{MARK}-{uuid.uuid4().hex}"
+        aside.write_text(uuid.uuid4().hex)
+        aside.replace(path)  # whole at once: workers read it at any time
     return path.read_text()
 
 

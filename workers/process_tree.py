@@ -28,6 +28,9 @@ POLL_SECONDS = 0.2
 SWEEP_SECONDS = 0.02
 """Between two looks for processes that are left."""
 
+EMPTY_SWEEPS = 3
+"""Looks in a row that find nobody, after which nobody is left."""
+
 GIVE_UP_SECONDS = 20.0
 """Longest time for which the watcher kills. Only a process that is stuck in the kernel survives SIGKILL for so long."""
 
@@ -64,22 +67,6 @@ def guard() -> str:
     os.register_at_fork(after_in_child=lambda: _report(writer))
     _guarded[os.getpid()] = token
     return token
-
-
-def kill_tree(pid: int, timeout_seconds: float = GIVE_UP_SECONDS) -> bool:
-    """SIGKILL a process and all its descendants. Returns whether all are gone; waits for that as long as it is told."""
-    victims = {pid} | _descendants({pid})
-    limit = time.monotonic() + timeout_seconds
-    while True:
-        _kill(victims)
-        left = {victim for victim in victims if _alive(victim)}
-        # a child may have been forked between the look and the kill
-        victims = left | _descendants(victims)
-        if not victims:
-            return True
-        if time.monotonic() > limit:
-            return False
-        time.sleep(SWEEP_SECONDS)
 
 
 def carriers(token: str) -> set[int]:
@@ -119,13 +106,14 @@ def _watch(parent: int, started: str, token: str) -> None:
     while _started(parent) == started:
         reports.wait(death)
     limit = time.monotonic() + GIVE_UP_SECONDS
-    while time.monotonic() < limit:
+    empty = 0
+    while time.monotonic() < limit and empty < EMPTY_SWEEPS:
         left = carriers(token) | reports.alive()
         left |= _descendants(left)
         left -= {os.getpid()}
-        if not left:
-            return
         _kill(left)
+        # who has forked and neither reported nor become another program yet holds the pipe; who just became one shows no environment yet
+        empty = 0 if left or reports.open else empty + 1
         time.sleep(SWEEP_SECONDS)
 
 

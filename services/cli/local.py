@@ -15,6 +15,7 @@ from rich.markup import escape
 from learner.errors import InputError
 from services.cli.progress import JobView
 from services.cli.tables import show_transfer
+from services.jobs.dispatcher import MISSES
 from services.jobs.foreground import fail_abandoned, held
 from services.jobs.layout import JobPaths
 from services.jobs.records import JobRecord
@@ -106,13 +107,16 @@ def _follow(job_id: str, store: JobStore, settings: Settings, console: Console) 
         interrupt.listen()  # Ray puts handlers of its own in place of ours when it starts
         try:
             launcher.start(job_id)
+            misses = 0
             while not (job := store.get(job_id)).state.terminal:
                 for event in view.new_events():
                     console.print(f"[dim]{event.time:%H:%M:%S}[/] {escape(event.message)}", soft_wrap=True)
                 if interrupt.seconds_ago() > GRACE_SECONDS:
                     store.transition(job_id, JobState.CANCELLED, message="its controller did not end in time")
                     continue
-                if not launcher.alive(job_id):
+                misses = 0 if launcher.alive(job_id) else misses + 1
+                if misses == MISSES:
+                    misses = 0
                     _revive(job, store, launcher, settings)
                 time.sleep(POLL_SECONDS)
             live.update(view, refresh=True)

@@ -24,7 +24,11 @@ from services.jobs.state import JobState, RequestedAction
 from services.jobs.trace import TracePage, trace_page
 from services.settings import Settings
 
-PROBE_SECONDS = 0.5
+CONNECT_SECONDS = 0.5
+"""Longest wait for something that listens on the default address."""
+
+ANSWER_SECONDS = 5.0
+"""Longest wait for its answer: a busy service is not taken for somebody else."""
 
 UrlOption = Annotated[
     str | None,
@@ -257,7 +261,7 @@ def _listens(settings: Settings) -> bool:
 
     host = settings.local_url.removeprefix("http://").rpartition(":")[0].strip("[]")
     try:
-        socket.create_connection((host, settings.port), timeout=PROBE_SECONDS).close()
+        socket.create_connection((host, settings.port), timeout=CONNECT_SECONDS).close()
     except OSError:
         return False
     return True
@@ -266,5 +270,5 @@ def _listens(settings: Settings) -> bool:
 def _is_ours(settings: Settings) -> bool:
     from services.client import Client
 
-    with Client(settings.local_url, timeout_seconds=PROBE_SECONDS) as probe:
+    with Client(settings.local_url, timeout_seconds=ANSWER_SECONDS) as probe:
         return probe.answers()

@@ -23,6 +23,9 @@ POLL_SECONDS = 1.0
 LOOKS_A_CHECK = 5
 """At every so many looks the page's key is checked: it may have been revoked since."""
 
+RESPONSE_SECONDS = 60.0
+"""Longest time that a page may take to be built: a store that others write to makes its readers wait."""
+
 Theme = Literal["system", "light", "dark"]
 THEMES: dict[Theme, bool | None] = {"system": None, "light": False, "dark": True}
 """What NiceGUI calls them."""

@@ -13,7 +13,7 @@ from services.dashboard.curves_tab import CurvesTab
 from services.dashboard.domains_tab import DomainsTab
 from services.dashboard.events_tab import EventsTab
 from services.dashboard.fleet_tab import FleetTab
-from services.dashboard.frame import Text, every_second, frame
+from services.dashboard.frame import RESPONSE_SECONDS, Text, every_second, frame
 from services.dashboard.job_head import JobHead
 from services.dashboard.live import LiveJob, Part
 from services.dashboard.samples_tab import SamplesTab
@@ -41,7 +41,7 @@ EVERYTHING: frozenset[Part] = frozenset({"job", "events", "versions", "metrics"}
 def register(desk: Desk) -> None:
     """Serve the page."""
 
-    @ui.page("/jobs/{job_id}")
+    @ui.page("/jobs/{job_id}", response_timeout=RESPONSE_SECONDS)
     async def job(request: Request, job_id: str, tab: str = "curves") -> None:
         session = Session(desk, request)
         try:
@@ -67,24 +67,27 @@ class _JobPage:
                 ui.tab(name)
         with ui.tab_panels(tabs, value=first, animated=False).classes("panels"):
             self._panels = {name: ui.tab_panel(name) for name in TABS}
+        self._busy = asyncio.Lock()  # a tab is not drawn while what it shows is being read
         every_second(self._desk.session, self._look)
 
     async def _opened(self, event: Any) -> None:
         self._open = event.value
         ui.run_javascript(f'history.replaceState(history.state, "", "?tab={event.value.lower()}")')
-        await self._refresh()
+        async with self._busy:
+            await self._refresh()
 
     async def _look(self) -> None:
-        try:
-            changed = await asyncio.to_thread(self._desk.live.look)
-        except UnknownJob:  # somebody deleted it
-            ui.navigate.to("/")
-            return
-        if "job" in changed or "versions" in changed:
-            self._head.show()
-        for unseen in self._unseen.values():
-            unseen |= changed
-        await self._refresh()
+        async with self._busy:
+            try:
+                changed = await asyncio.to_thread(self._desk.live.look)
+            except UnknownJob:  # somebody deleted it
+                ui.navigate.to("/")
+                return
+            if "job" in changed or "versions" in changed:
+                self._head.show()
+            for unseen in self._unseen.values():
+                unseen |= changed
+            await self._refresh()
 
     async def _refresh(self) -> None:
         """Bring the open tab up to date; a tab is made when it is opened for the first time."""
@@ -92,9 +95,8 @@ class _JobPage:
         unseen = self._unseen[name]
         if not unseen:
             return
-        changed = frozenset(unseen)
-        unseen.clear()
         with self._panels[name]:
             if name not in self._tabs:
                 self._tabs[name] = TABS[name](self._desk)
-            await self._tabs[name].refresh(changed)
+            await self._tabs[name].refresh(frozenset(unseen))
+        unseen.clear()

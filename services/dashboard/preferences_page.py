@@ -15,12 +15,13 @@ from nicegui import ui
 from learner.errors import InputError
 from services.api.models import Sample, SampledAnswer
 from services.api.routes.samples import samples as read_samples
-from services.dashboard.frame import Text, box, every_second, frame, set_attribute
+from services.dashboard.frame import RESPONSE_SECONDS, Text, box, every_second, frame, set_attribute
 from services.dashboard.samples_tab import show_prompt
 from services.dashboard.session import Desk, Session
 from services.dashboard.words import plural, share
 from services.jobs.feedback import count_feedback, take_in
 from services.jobs.preferences import check_open
+from services.jobs.problems import NOT_TEXT
 from services.jobs.records import FeedbackCounts, JobRecord
 from services.jobs.spec import JobSpec
 from services.jobs.store import UnknownJob
@@ -52,13 +53,13 @@ class Choice:
 
 
 def choice_of(sample: Sample, draw: random.Random) -> Choice | None:
-    """The two answers of a sample that the scorer is least sure about; None where there are no two different ones."""
+    """The two answers of a sample that the scorer is least sure about; None where no two different ones can be learned from."""
     if sample.prompt is None:
         return None
     pairs = [
         (abs(sample.win_matrix[i][j] - 0.5), i, j)
         for i, j in combinations(range(len(sample.answers)), 2)
-        if sample.answers[i].text.strip() and sample.answers[j].text.strip()
+        if _can_be_learned(sample.answers[i].text) and _can_be_learned(sample.answers[j].text)
         if sample.answers[i].text != sample.answers[j].text
     ]
     if not pairs:
@@ -68,10 +69,15 @@ def choice_of(sample: Sample, draw: random.Random) -> Choice | None:
     return Choice(sample, first, second)
 
 
+def _can_be_learned(text: str) -> bool:
+    """Whether a preference may hold this answer: an untrained policy writes empty ones, and characters that are no text."""
+    return bool(text.strip()) and not NOT_TEXT.search(text)
+
+
 def register(desk: Desk) -> None:
     """Serve the page."""
 
-    @ui.page("/jobs/{job_id}/preferences")
+    @ui.page("/jobs/{job_id}/preferences", response_timeout=RESPONSE_SECONDS)
     async def preferences(request: Request, job_id: str, sample: str | None = None) -> None:
         session = Session(desk, request)
         try:
@@ -113,7 +119,8 @@ class _Rating:
             self._first, self._take_first = self._answer("First answer", "The first is better")
             self._second, self._take_second = self._answer("Second answer", "The second is better")
         with box("div", "bar"):
-            self._skip = ui.button("Neither, show another pair", on_click=self._next).props("outline no-caps")
+            self._skip = ui.button("Neither, show another pair", on_click=self._pass).props("outline no-caps")
+        self._enable(False)
         self._take_first.on_click(lambda: self._take(first=True))
         self._take_second.on_click(lambda: self._take(first=False))
         ui.timer(0, self._next, once=True)
@@ -147,12 +154,15 @@ class _Rating:
                 if cursor is None:
                     break
 
-    async def _next(self) -> None:
-        self._choice = await asyncio.to_thread(next, self._choices, None)
-        self._question.clear()
-        choice = self._choice
+    def _enable(self, enabled: bool) -> None:
         for button in (self._take_first, self._take_second, self._skip):
-            button.set_enabled(choice is not None)
+            button.set_enabled(enabled)
+
+    async def _next(self) -> None:
+        self._enable(False)  # one pair at a time, also where somebody clicks twice
+        self._choice = choice = await asyncio.to_thread(next, self._choices, None)
+        self._question.clear()
+        self._enable(choice is not None)
         self._first.text = "" if choice is None else choice.first.text
         self._second.text = "" if choice is None else choice.second.text
         with self._question:
@@ -161,10 +171,15 @@ class _Rating:
             else:
                 show_prompt(choice.sample.prompt)
 
+    async def _pass(self) -> None:
+        self._said.text = ""
+        await self._next()
+
     async def _take(self, *, first: bool) -> None:
         choice = self._choice
         if choice is None:
             return
+        self._enable(False)
         chosen = choice.first if first else choice.second
         store, job_id = self._desk.shared.store, self._job.id
         preference = choice.preference(chosen, self._session.caller.actor)
@@ -175,6 +190,7 @@ class _Rating:
         except InputError as error:
             self._said.text = str(error)
             set_attribute(self._said, "class", "error")
+            self._enable(True)
             return
         set_attribute(self._said, "class", None)
         rate = "" if chosen.win_probability is None else f", which wins {share(chosen.win_probability)} by the scorer"

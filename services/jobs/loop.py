@@ -7,8 +7,10 @@ groups are read from a file instead of being sampled.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from learner.records import PolicyVersion
 from services.jobs.crew import Crew
@@ -114,6 +116,7 @@ class SelfPlayLoop:
             self.intake.open.clear()
             await self._evaluate_if_due(last=True)
             await self._tidy()
+            await self._counted()
         finally:
             admitting.cancel()
             if self.evaluating is not None:
@@ -294,6 +297,8 @@ class SelfPlayLoop:
     async def _evaluate_if_due(self, *, last: bool) -> None:
         """Evaluate the newest version if it is due: in rounds before the next one begins, online beside it, in order."""
         version, metrics, self.round_metrics = self.version, self.round_metrics, {}
+        if last:
+            await self._evaluated()  # it may be this very version that is being evaluated
         if not self.evaluator.due(version, last):
             self.journal.metrics(metrics, version=version)
         elif self.intake.in_rounds:
@@ -302,7 +307,11 @@ class SelfPlayLoop:
         else:
             self.evaluating = asyncio.ensure_future(self._evaluate(version, metrics, self.evaluating))
             self.evaluating.add_done_callback(self.supervisor.watch)
-        if last and self.evaluating is not None:
+        if last:
+            await self._evaluated()
+
+    async def _evaluated(self) -> None:
+        if self.evaluating is not None:
             self._say("evaluating")
             await self.evaluating
 
@@ -396,6 +405,14 @@ class SelfPlayLoop:
                 f"{standing.granted} groups in flight, {standing.ready} ready and {standing.leased} leased",
                 "resources.fleet.progress_timeout_seconds",
             )
+
+    async def _counted(self) -> None:
+        """Wait until the next heartbeat has written the counters down, due or not, so that they are those of the whole job."""
+        self.counted_at = -math.inf
+        with suppress(TimeoutError):  # of a queue that does not answer the counters stay what they were
+            async with asyncio.timeout(COUNT_SECONDS):
+                while self.counted_at == -math.inf:
+                    await asyncio.sleep(TICK_SECONDS)
 
     def _obey(self, request: RequestedAction | None) -> None:
         if request is RequestedAction.CANCEL:

@@ -19,7 +19,7 @@ from tests.services.browser import Visit, chromium, visit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-ROUNDS = 6
+ROUNDS = 10
 MINUTES = 60_000
 """Of Playwright's milliseconds."""
 
@@ -64,7 +64,7 @@ def test_somebody_with_a_browser_alone_manages_a_job(world: World, url: str, tmp
         download_loads(page, world, tmp_path)
         page.set_viewport_size({"width": 390, "height": 844})
         visitor.fits()
-    counts = httpx.get(f"{url}/v1/jobs/{job_id}/preferences").json()
+    counts = httpx.get(f"{url}/v1/jobs/{job_id}/preferences", timeout=60).json()
     assert (counts["received"], counts["consumed"]) == (1, 1), "the preference was learned from"
 
 
@@ -86,6 +86,7 @@ def start_from_the_form(visitor: Visit, world: World) -> str:
 def a_sample_shows_how_its_answers_compare(page: Page) -> None:
     page.get_by_role("tab", name="Samples").click()
     page.get_by_role("button", name=re.compile("Tell me about")).nth(1).click()
+    expect(page.get_by_role("heading", name="Round 0, #1", exact=True)).to_be_visible()
     rows = page.get_by_role("table", name=re.compile("Win matrix")).locator("tbody tr").all()
     shares = [[text.rstrip("%") for text in row.get_by_role("cell").all_inner_texts()] for row in rows]
     assert len(shares) == 3 and all(len(row) == 3 for row in shares)
@@ -105,6 +106,7 @@ def a_preference_is_given(visitor: Visit, job_id: str) -> None:
         if "Stored" in said.inner_text():
             break
         page.get_by_role("button", name="Neither").click()
+        expect(said).to_be_empty()
     expect(page.get_by_text("1 preference so far: 1 waiting")).to_be_visible()
 
 

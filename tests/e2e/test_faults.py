@@ -12,7 +12,7 @@ from tests.e2e.world import Command, Outcome, World, job, start_job, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-RELOADS = 15
+RELOADS = 100
 
 
 def test_tampered_bytes_are_not_served_and_a_sampler_that_serves_the_version_before_is_caught_and_fenced(
@@ -21,8 +21,8 @@ def test_tampered_bytes_are_not_served_and_a_sampler_that_serves_the_version_bef
     """Version 0's bytes are wrong until the sampler has said so; then version 1 is served by its predecessor's."""
     command = start_job(
         tmp_path,
-        # many slow reloads: time to put the right bytes back before the sampler is given up
-        job(world, resources={"fleet": {"max_reloads": RELOADS, "heartbeat_seconds": 1}}),
+        # many reloads, some twenty a second: time to put the right bytes back before the sampler is given up
+        job(world, resources={"fleet": {"max_reloads": RELOADS}}),
         SPARRING_WORKER_EXTENSION="tests.e2e.faulty_extension.ServesTheVersionBefore",
     )
 
@@ -30,10 +30,7 @@ def test_tampered_bytes_are_not_served_and_a_sampler_that_serves_the_version_bef
         path = Outcome().paths.versions / "fast" / "v0" / "adapter_model.safetensors"
         return path if path.exists() else None
 
-    samplers = wait_for(
-        lambda: [process for process in command.processes() if process.name().startswith("ray::SamplerWor")],
-        "the sampler",
-    )
+    samplers = wait_for(lambda: command.workers("Sampler"), "the sampler")
     samplers[0].suspend()  # until the wrong bytes are there: it starts beside the learner, which publishes version 0
     path = wait_for(published, "version 0")
     content = path.read_bytes()
@@ -74,19 +71,18 @@ def test_a_killed_sampler_and_an_interruption_cost_no_group_and_no_version(world
         resources={"sampler": {"max_running_requests": 12}},
     )
     command = start_job(tmp_path, spec)
-    wait_for(lambda: Outcome().job.current_version == 1, "version 1")
+    wait_for(lambda: (Outcome().job.current_version or 0) >= 1, "version 1")
     name = f"{Outcome().job.id}-sampler-0"
-    victims = [p for p in command.processes() if p.name().startswith("ray::SamplerWor")]
-    engines = [p for p in command.processes() if "EngineCore" in " ".join(p.cmdline()) or "EngineCore" in p.name()]
-    assert len(victims) == 1 and engines, [p.name() for p in command.processes()]
-    os.kill(victims[0].pid, signal.SIGKILL)
-    wait_for(lambda: not any(engine.is_running() for engine in engines), "the dead sampler's engine to go", 20)
+    (victim,), engines = command.workers("Sampler"), command.named("EngineCore")
+    assert engines
+    os.kill(victim.pid, signal.SIGKILL)
+    wait_for(lambda: not any(engine.is_running() for engine in engines), "the dead sampler's engine to go", 60)
     wait_for(lambda: Outcome().events("worker_restarted"), "another sampler")
 
     command.interrupt(signal.SIGINT)
     ended = command.wait(180)
     assert ended.code == 130 and "sparring resume" in ended.output, ended.output
-    assert command.leaves_nothing(), [p.cmdline() for p in command.processes()]
+    assert command.leaves_nothing()
     outcome = Outcome()
     assert outcome.job.state == "cancelled"
     assert [event.data["worker"] for event in outcome.events("worker_died")] == [name]
@@ -103,16 +99,15 @@ def test_a_killed_sampler_and_an_interruption_cost_no_group_and_no_version(world
     assert counts.balanced and counts.consumed == 60, counts
     staleness = [point.value or 0 for point in outcome.store.series(outcome.job.id, ["staleness_max"])["staleness_max"]]
     assert max(staleness) <= 2
-    assert resumed.leaves_nothing(), [p.cmdline() for p in resumed.processes()]
+    assert resumed.leaves_nothing()
 
 
 def test_the_death_of_any_other_worker_costs_no_group_either(world: World, tmp_path: Path) -> None:
-    command = start_job(tmp_path, job(world, schedule={"rounds": 7}))
+    command = start_job(tmp_path, job(world, schedule={"rounds": 10}))
     for version, role in enumerate(("Learner", "Scorer", "Replay", "Versions", "JobContr"), start=1):
         wait_for(lambda version=version: (Outcome().job.current_version or 0) >= version, f"version {version}")
-        victims = [p for p in command.processes() if p.name().startswith(f"ray::{role}"[:15])]
-        assert len(victims) == 1, (role, [p.name() for p in command.processes()])
-        os.kill(victims[0].pid, signal.SIGKILL)
+        (victim,) = command.workers(role)
+        os.kill(victim.pid, signal.SIGKILL)
     ended = command.wait()
     assert ended.code == 0, ended.output
     outcome = Outcome()
@@ -120,6 +115,6 @@ def test_the_death_of_any_other_worker_costs_no_group_either(world: World, tmp_p
     assert {"learner", "scorer", "queue", "versions"} <= died, died
     assert outcome.job.restarts == 1, "the controller was started again"
     counts = outcome.counts
-    assert outcome.job.current_version == 7 and counts.balanced, counts
-    assert counts.consumed == 84 and counts.remaining == 0, counts
+    assert outcome.job.current_version == 10 and counts.balanced, counts
+    assert counts.consumed == 120 and counts.remaining == 0, counts
     assert command.leaves_nothing()

@@ -116,7 +116,7 @@ def test_the_same_job_gives_the_same_adapter_with_two_samplers_and_somebody_who_
     try:
         with Client(service.url) as client:
             job_id = client.submit(job(world, resources={"sampler": {"count": 2, "cpus": 0.4}})).id
-            wait_for(lambda: (client.get(job_id).current_version or -1) >= 0, "version 0")
+            wait_for(lambda: client.get(job_id).current_version is not None, "version 0")
             its_own = samplers(service)
             chat = openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", timeout=300, max_retries=4)
             answer = chat.chat.completions.create(model=job_id, messages=QUESTION, max_tokens=8)

@@ -63,10 +63,10 @@ def test_a_job_over_rest_outlives_a_restart_of_the_service_and_the_next_one_is_c
             every_stage_was_measured(client, submitted.id)
             its_logs_and_its_trace_are_whole(client, submitted.id)
             the_next_job_is_cancelled_while_its_workers_start(client, world)
-        prometheus = httpx.get(f"{second.url}/metrics").text
+        prometheus = httpx.get(f"{second.url}/metrics", timeout=60).text
         assert 'sparring_jobs{state="succeeded"} 1.0' in prometheus
-        assert httpx.get(f"{second.url}/readyz").status_code == 200
-        problem = httpx.get(f"{second.url}/v1/jobs/none")
+        assert httpx.get(f"{second.url}/readyz", timeout=60).status_code == 200
+        problem = httpx.get(f"{second.url}/v1/jobs/none", timeout=60)
         assert problem.status_code == 404 and problem.headers["content-type"] == "application/problem+json"
     finally:
         code = second.stop()

@@ -12,14 +12,17 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import httpx
 import psutil
 import yaml
 
 from learner.records import Prompt
+from services.client import ServiceAbsent
 from services.jobs.layout import JobPaths
 from services.jobs.records import JobEvent, JobRecord
 from services.jobs.report import all_events
@@ -35,6 +38,9 @@ MARK = "SPARRING_TEST_MARK"
 
 VLLM_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vllm"
 """Where vLLM remembers what it found out about a family of models, for which it starts a process that imports vLLM once more."""
+
+LONGEST_NAME = 15
+"""The kernel keeps no more of a process's name."""
 
 RUN_SECONDS = 600
 """Longest run of one command; the machine may be busy."""
@@ -151,7 +157,20 @@ class Command:
                 continue
         return [process for process in found if process.pid != self.process.pid]
 
-    def leaves_nothing(self, seconds: float = 20) -> bool:
+    def named(self, text: str) -> list[psutil.Process]:
+        """Those of them whose name or command line holds ``text``."""
+        found = []
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if text in " ".join([process.name(), *process.cmdline()]):
+                    found.append(process)
+        return found
+
+    def workers(self, role: str) -> list[psutil.Process]:
+        """The processes of the workers whose class begins so."""
+        return self.named(f"ray::{role}"[:LONGEST_NAME])
+
+    def leaves_nothing(self, seconds: float = 60) -> bool:
         """Whether everything that it started is gone, or goes within so many seconds."""
         limit = time.monotonic() + seconds
         while self.processes() and time.monotonic() < limit:
@@ -225,14 +244,14 @@ class Outcome:
         return [version.digest for version in self.store.versions(self.job.id)]
 
 
-def wait_for(condition: Any, what: str, seconds: float = 300) -> Any:
-    """Poll until ``condition()`` is truthy, and return it; errors of a store that is not there yet count as not yet."""
+def wait_for(condition: Any, what: str, seconds: float = 600) -> Any:
+    """Poll until ``condition()`` is truthy, and return it; errors of a store or a service that is not there yet count as not yet."""
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
         try:
             if value := condition():
                 return value
-        except (IndexError, FileNotFoundError):
+        except (IndexError, FileNotFoundError, httpx.TransportError, ServiceAbsent):
             pass
         time.sleep(0.1)
     raise AssertionError(f"waited {seconds} s in vain for {what}")

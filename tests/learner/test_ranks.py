@@ -116,6 +116,9 @@ def test_robust_reducers_keep_learning_while_a_rank_sends_its_gradient_times_a_h
 
 PROCESSES = multiprocessing.get_context("spawn")
 
+PATIENCE_SECONDS = 180.0
+"""Longest wait for another process, which imports torch on a machine that may be busy."""
+
 
 def joined(rank: int, size: int, port: Any, seconds: float) -> DistributedRanks:
     """A rank of a new group on this machine; rank 0 opens the store and tells the others its port."""
@@ -132,7 +135,7 @@ def joined(rank: int, size: int, port: Any, seconds: float) -> DistributedRanks:
 
 def learn_in_a_process(rank: int, size: int, port: Any, results: Any) -> None:
     torch.set_num_threads(1)
-    ranks = joined(rank, size, port, 60)
+    ranks = joined(rank, size, port, PATIENCE_SECONDS)
     for case in IN_PROCESSES:
         weights, metrics = learn(case, ranks)
         results.put((rank, case, {name: value.tolist() for name, value in weights.items()}, metrics))
@@ -149,7 +152,7 @@ def processes(size: int, work: Callable[..., None]) -> Iterator[Queue[Any]]:
     try:
         yield results
         for process in started:
-            process.join(60)
+            process.join(PATIENCE_SECONDS)
     finally:
         for process in started:
             process.kill()
@@ -169,7 +172,8 @@ def test_two_processes_give_the_adapter_of_one() -> None:
         assert all(torch.equal(of_ranks[1][0][name], weights) for name, weights in of_ranks[0][0].items())
 
 
-TIMEOUT_SECONDS = 6.0
+TIMEOUT_SECONDS = 10.0
+"""Of the group in which a rank falls silent."""
 
 
 def lose_ranks(three: Barrier, two: Barrier, rank: int, size: int, port: Any, results: Any) -> None:
@@ -178,32 +182,33 @@ def lose_ranks(three: Barrier, two: Barrier, rank: int, size: int, port: Any, re
     They wait for each other at the barriers, so that nobody is lost before the others have met it.
     """
     torch.set_num_threads(1)
-    everybody = joined(rank, 3, port, 60)
+    everybody = joined(rank, 3, port, PATIENCE_SECONDS)
     everybody.gather(rank)
-    three.wait(60)
+    three.wait(PATIENCE_SECONDS)
     if rank == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     lost(everybody, results)
 
-    both = joined(rank, 2, port, 60)
-    two.wait(60)
+    both = joined(rank, 2, port, PATIENCE_SECONDS)
+    two.wait(PATIENCE_SECONDS)
     if rank == 1:
         both.leave()  # as a rank does whose step fails
     else:
         lost(both, results)
 
     both = joined(rank, 2, port, TIMEOUT_SECONDS)
-    two.wait(60)
+    two.wait(PATIENCE_SECONDS)
     if rank == 1:
-        time.sleep(2 * TIMEOUT_SECONDS)
+        two.wait(PATIENCE_SECONDS)  # silent until rank 0 has given it up
         both.leave()
     else:
         lost(both, results)
+        two.wait(PATIENCE_SECONDS)
 
-    last = joined(rank, 2, port, 60)
+    last = joined(rank, 2, port, PATIENCE_SECONDS)
     found = last.combine(torch.full((3,), float(rank + 1)), lambda vectors: vectors.sum(0))
     results.put((rank, 0.0, str(found.tolist())))
-    two.wait(60)
+    two.wait(PATIENCE_SECONDS)
     last.leave()
 
 
@@ -225,10 +230,10 @@ def test_a_lost_rank_ends_the_others_step_with_one_sentence_and_they_can_meet_ag
     for seconds, text in (dead, failed):
         assert text.startswith("learner rank 0 of ") and "lost another rank while they added up the gradients" in text
         assert "\n" not in text and ".cc" not in text
-        assert seconds < 10, "long before the time-out"
+        assert seconds < PATIENCE_SECONDS / 2, "long before the time-out"
     seconds, text = silent
-    assert "(longest wait 6 s, resources.learner.rank_timeout_seconds)" in text
-    assert TIMEOUT_SECONDS - 1 < seconds < 2 * TIMEOUT_SECONDS
+    assert "(longest wait 10 s, resources.learner.rank_timeout_seconds)" in text
+    assert TIMEOUT_SECONDS - 1 < seconds < PATIENCE_SECONDS / 2
     assert again[1] == "[3.0, 3.0, 3.0]"
     assert next(text for rank, _, text in told if rank == 1).startswith("learner rank 1 of 3 lost another rank")
 

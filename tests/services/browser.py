@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import TimeoutError as PageTimeout
 
 CHROMIUM = Path("/usr/bin/chromium")
 ROOT = Path(__file__).parents[2]
@@ -28,6 +29,11 @@ PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "is_mobile":
 
 START_SECONDS = 90
 """Longest wait for a service to answer; the machine may be busy."""
+
+PAGE_SECONDS = 30
+"""Longest wait for something on a page."""
+
+expect.set_options(timeout=PAGE_SECONDS * 1000)
 
 SCREENSHOTS = "DASHBOARD_SCREENSHOTS"
 """Environment variable; where it is set, tests save the pictures of the README in docs/images."""
@@ -64,15 +70,17 @@ class Visit:
     complaints: list[str] = field(default_factory=list)
 
     def open(self, address: str) -> None:
-        """Go to a page, and wait until its content is there."""
+        """Go to a page, and wait until its content is there and the service hears what is done on it."""
         self.page.goto(f"{self.url}{address}")
         self.page.get_by_role("heading", level=1).wait_for()
+        self.page.wait_for_function("window.did_handshake !== false")  # what is typed before it may overtake itself
 
     def fits(self) -> None:
-        """Whether the page is no wider than the screen."""
-        wide, screen = self.page.evaluate(
-            "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
-        )
+        """Whether the page is no wider than the screen, once its layout has settled."""
+        widths = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+        with contextlib.suppress(PageTimeout):
+            self.page.wait_for_function(f"(([wide, screen]) => wide <= screen)({widths})", timeout=5_000)
+        wide, screen = self.page.evaluate(widths)
         assert wide <= screen, f"{self.page.url} is {wide} pixels wide on a screen of {screen}"
 
     def save(self, name: str) -> None:
@@ -100,7 +108,7 @@ def visit(browser: Browser, url: str, **options: Any) -> Iterator[Visit]:
 def visit_in(context: BrowserContext, url: str) -> Iterator[Visit]:
     """The same in a browser that has been there before, and has the service's scripts."""
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(PAGE_SECONDS * 1000)
     visitor = Visit(page, url)
 
     def note(asked: str) -> None:
@@ -131,17 +139,18 @@ class FilledService:
 @contextlib.contextmanager
 def filled_service(home: Path, **environment: str) -> Iterator[FilledService]:
     """`dashboard_server.py` on a free port, in a process of its own."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "NICEGUI", "SPARRING"))}
     script = Path(__file__).with_name("dashboard_server.py")
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(home), str(port)],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**ours, "PYTHONPATH": str(ROOT), **environment},
-    )
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # handed over, so that nobody else takes the port
+        port = listening.getsockname()[1]
+        process = subprocess.Popen(
+            [sys.executable, str(script), str(home), str(listening.fileno())],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**ours, "PYTHONPATH": str(ROOT), **environment},
+            pass_fds=[listening.fileno()],
+        )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -159,6 +168,6 @@ def filled_service(home: Path, **environment: str) -> Iterator[FilledService]:
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/healthz").is_success
+        return httpx.get(f"{url}/healthz", timeout=START_SECONDS).is_success
     except httpx.TransportError:
         return False

@@ -46,8 +46,6 @@ def server() -> Iterator[str]:
     if run_as:
         shutil.chown(folder, user)
     data = folder / "data"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     try:
         # trusted without a password: it listens on loopback only, with nothing in it but what tests wrote
         _run(
@@ -65,6 +63,8 @@ def server() -> Iterator[str]:
                 "--no-sync",
             ]
         )
+        with socket.create_server(("127.0.0.1", 0)) as free:  # just before it is used: others look for ports, too
+            port = free.getsockname()[1]
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c max_connections=200"
         control = [*run_as, str(bin_folder / "pg_ctl"), "-D", str(data), "-w", "-t", "60"]
         _run([*control, "-l", str(folder / "log"), "-o", options, "start"])

@@ -84,7 +84,7 @@ def test_a_job_with_domains_shows_its_win_rates_after_each_and_their_averages(ho
     after = next(line for line in shown.splitlines() if "v4, after late fees/eu" in line)
     assert [cell.strip() for cell in after.split("│")[2:5]] == ["70.0%", "90.0%", "45.0%"]
     assert "average win rate 80.0%, forgetting +10.0%, backward transfer -10.0%, forward transfer +5.0%" in shown
-    assert "by the gold judge" in shown and DOMAINS[2] in shown and "v6" not in shown
+    assert "by the gold judge" in shown and DOMAINS[2] in shown and "v6, after" not in shown
     newest = next(line for line in shown.splitlines() if "[85.0%, 95.0%]" in line)
     assert "late fees/eu" in newest and "10.0% [5.0%, 15.0%]" in newest
     assert "win_rate/" not in shown
@@ -117,6 +117,7 @@ def test_with_a_service_the_service_is_asked(
         assert "schedule.rounds" in refused("submit", str(bad_job(tmp_path)))
         monkeypatch.delenv("SPARRING_URL")
         monkeypatch.setenv("SPARRING_PORT", url.rpartition(":")[2])
+        monkeypatch.setattr("services.cli.source.ANSWER_SECONDS", 30.0)  # the machine may be busy
         assert job_id in run("list").output  # found on the default address
     assert list((tmp_path / "another").glob("**/*")) == []
 

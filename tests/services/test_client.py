@@ -110,17 +110,19 @@ def test_a_stream_honours_last_event_id_and_stays_alive(
     monkeypatch.setattr(history, "KEEP_ALIVE_SECONDS", 0.1)
     job_id = running_job(store, tmp_path)
     url = f"{client.url}/v1/jobs/{job_id}/events"
-    worker = in_background(*[lambda: None] * 4, lambda: store.transition(job_id, JobState.FAILED))
-    with httpx.Client() as http, connect_sse(http, "GET", url, headers={"Last-Event-ID": "2"}) as source:
+    lines: list[str] = []
+    with httpx.Client(timeout=60) as http, connect_sse(http, "GET", url, headers={"Last-Event-ID": "2"}) as source:
         assert source.response.headers["content-type"].startswith("text/event-stream")
-        text = "".join(source.response.iter_text())
-    worker.join()
-    assert "id: 3" in text and "id: 2" not in text and "id: 4" in text
-    assert "event: state" in text
-    assert text.count(": ping") >= 2  # comments, which keep proxies from closing the connection
-    ended = httpx.get(url, headers={"Accept": "text/event-stream", "Last-Event-ID": "4"})
+        for line in source.response.iter_lines():
+            lines.append(line)
+            # comments, which keep proxies from closing the connection
+            if line.startswith(": ping") and sum(known.startswith(": ping") for known in lines) == 2:
+                store.transition(job_id, JobState.FAILED)
+    assert "id: 3" in lines and "id: 2" not in lines and "id: 4" in lines
+    assert "event: state" in lines
+    ended = httpx.get(url, headers={"Accept": "text/event-stream", "Last-Event-ID": "4"}, timeout=60)
     assert ended.status_code == 204  # a browser does not come back
-    bad = httpx.get(url, headers={"Accept": "text/event-stream", "Last-Event-ID": "x"})
+    bad = httpx.get(url, headers={"Accept": "text/event-stream", "Last-Event-ID": "x"}, timeout=60)
     assert bad.status_code == 422 and bad.headers["content-type"] == "application/problem+json"
 
 

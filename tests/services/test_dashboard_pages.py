@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
-from browser import PHONE, FilledService, Visit, chromium, filled_service, visit, visit_in
+from browser import PAGE_SECONDS, PHONE, FilledService, Visit, chromium, filled_service, visit, visit_in
 from dashboard_world import MARKUP
 from playwright.sync_api import Browser, BrowserContext, Locator, expect
 
@@ -218,7 +220,11 @@ def test_what_is_done_on_a_page_is_in_the_audit(desk: Visit, service: FilledServ
     expect(desk.page.get_by_role("alert").first).to_contain_text("nothing moved for 600 s")
     desk.page.get_by_role("button", name="Resume").click()
     expect(desk.page.get_by_text("queued", exact=True)).to_be_visible()
-    entries = httpx.get(f"{service.url}/v1/audit", params={"job_id": job_id}).json()["entries"]
+    entries: list[dict[str, Any]] = []
+    limit = time.monotonic() + PAGE_SECONDS
+    while not entries and time.monotonic() < limit:  # what is done is seen first, and noted then
+        audit = httpx.get(f"{service.url}/v1/audit", params={"job_id": job_id}, timeout=PAGE_SECONDS)
+        entries = audit.json()["entries"]
     assert [(entry["action"], entry["actor"], entry["status"]) for entry in entries] == [
         ("POST /v1/jobs/{job_id}/resume", "local", 200)
     ]
@@ -297,11 +303,11 @@ def test_an_unknown_job_is_said_to_be_one(desk: Visit) -> None:
 
 
 def test_the_api_keeps_its_own_refusals_and_policy_beside_the_pages(service: FilledService) -> None:
-    missing = httpx.get(f"{service.url}/v1/nothing")
+    missing = httpx.get(f"{service.url}/v1/nothing", timeout=PAGE_SECONDS)
     assert (missing.status_code, missing.headers["content-type"]) == (404, "application/problem+json")
     assert "script-src" not in missing.headers["content-security-policy"]
-    assert httpx.put(f"{service.url}/v1/jobs").status_code == 405
-    page = httpx.get(service.url)
+    assert httpx.put(f"{service.url}/v1/jobs", timeout=PAGE_SECONDS).status_code == 405
+    page = httpx.get(service.url, timeout=PAGE_SECONDS)
     policy = page.headers["content-security-policy"]
     assert "default-src 'self'" in policy and "http" not in policy and "frame-ancestors 'none'" in policy
 
@@ -426,8 +432,8 @@ def test_with_keys_a_page_asks_for_one_first_and_its_websocket_does_too(
         "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
     }
     address = f"{locked.url}/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
-    assert httpx.get(address, headers=handshake).status_code == 403
-    assert httpx.get(address.replace("websocket", "polling")).status_code == 401
+    assert httpx.get(address, headers=handshake, timeout=PAGE_SECONDS).status_code == 403
+    assert httpx.get(address.replace("websocket", "polling"), timeout=PAGE_SECONDS).status_code == 401
 
 
 def test_a_key_that_may_only_read_has_no_buttons_and_a_revoked_one_is_asked_for_again(
@@ -464,4 +470,4 @@ def test_without_keys_a_page_from_elsewhere_opens_no_websocket(service: FilledSe
         "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
     }
     address = f"{service.url}/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
-    assert httpx.get(address, headers={**handshake, **headers}).status_code == 403
+    assert httpx.get(address, headers={**handshake, **headers}, timeout=PAGE_SECONDS).status_code == 403

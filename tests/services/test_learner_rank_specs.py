@@ -96,9 +96,9 @@ class Rank:
 class World:
     """A supervisor of three ranks, all up."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, home: Path, **learner: Any) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, home: Path, wait: float = 0.3, **learner: Any) -> None:
         self.events: list[str] = []
-        settings = spec(ranks=3, rank_timeout_seconds=0.3, **learner)
+        settings = spec(ranks=3, rank_timeout_seconds=wait, **learner)
         self.crew = Crew("job", settings, JobPaths(home, "job"), prompts=())
         self.links = {member.name: Rank(member.name) for member in self.crew.ranks}
         for member in self.crew.ranks:
@@ -116,7 +116,7 @@ class World:
 
 
 async def test_a_rank_that_dies_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    world = World(monkeypatch, tmp_path)
+    world = World(monkeypatch, tmp_path, wait=30)
     assert await world.supervisor.ready_ranks() == ("job-learner-1", "job-learner-2")
     link = world.links["job-learner-2"]
     link.dead = True
@@ -139,7 +139,7 @@ async def test_the_others_go_on_without_a_rank_that_does_not_come_back_in_time(
 async def test_a_rank_that_dies_too_often_is_given_up_without_failing_the_job(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    world = World(monkeypatch, tmp_path)
+    world = World(monkeypatch, tmp_path, wait=30)
     link = world.links["job-learner-1"]
     link.starts.set()
     for _ in range(2):
@@ -149,7 +149,7 @@ async def test_a_rank_that_dies_too_often_is_given_up_without_failing_the_job(
     assert world.events[-1] == "learner_rank_given_up" and not world.supervisor.failure.done()
     began = asyncio.get_running_loop().time()
     assert await world.supervisor.ready_ranks() == ("job-learner-2",)
-    assert asyncio.get_running_loop().time() - began < 0.2, "nobody waits for it any more"
+    assert asyncio.get_running_loop().time() - began < 10, "nobody waits for it any more"
 
 
 async def test_too_few_ranks_for_the_reducer_fail_the_job_in_one_sentence(

@@ -23,8 +23,8 @@ from workers.capacity import Node, check_capacity, share
 from workers.fleet import Fleet
 
 
-def spec(mode: str = "dedicated", *, offline: bool = False, **resources: Any) -> JobSpec:
-    placement = {"mode": mode, "timeout_seconds": 0.05}
+def spec(mode: str = "dedicated", *, offline: bool = False, wait: float = 60, **resources: Any) -> JobSpec:
+    placement = {"mode": mode, "timeout_seconds": wait}
     return JobSpec.model_validate(
         {
             "policy": {"model": "m"},
@@ -127,9 +127,9 @@ def test_nothing_to_share_with_is_told() -> None:
 class World:
     """A supervisor whose cluster answers these, one after another, when it is asked whether there is room."""
 
-    def __init__(self, home: Path, answers: Iterator[bool]) -> None:
+    def __init__(self, home: Path, answers: Iterator[bool], wait: float = 60) -> None:
         self.events: list[tuple[str, str]] = []
-        job = spec()
+        job = spec(wait=wait)
         self.crew = Crew("job", job, JobPaths(home, "job"), prompts=())
         self.reserved = 0
 
@@ -157,7 +157,7 @@ async def test_a_job_that_finds_no_room_in_time_fails_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "ROOM_SECONDS", 0)
-    world = World(tmp_path, iter(lambda: False, True))
+    world = World(tmp_path, iter(lambda: False, True), wait=0.05)
     with pytest.raises(JobFailure, match=r"no room within 0.05 s for 1 x resources.sampler .*timeout_seconds") as told:
         await world.supervisor._find_room()
     assert told.value.code == "no_room" and told.value.param == "resources.placement.timeout_seconds"

@@ -7,14 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import ray
 
 from learner.errors import InputError
 from workers import cluster, process_tree, reservations, roles
@@ -111,7 +113,10 @@ def until(condition: Any, seconds: float) -> bool:
 
 @pytest.mark.slow
 def test_no_process_waits_idle_for_work_that_it_cannot_get(ray_cluster: None) -> None:
-    children = [process.name() for process in psutil.Process().children(recursive=True)]
+    children = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # Ray's helpers start short-lived ones
+            children.append(process.name())
     assert "raylet" in children and not [name for name in children if name.startswith("ray::IDLE")], children
 
 
@@ -146,7 +151,7 @@ def test_sigkill_raises_worker_died_and_a_link_finds_the_successor(ray_cluster: 
         answer(waiting)
     with pytest.raises(WorkerDied):
         link.call_blocking("echo", 2)
-    assert until(lambda: not alive(child), 5)
+    assert until(lambda: not alive(child), 30)
     assert until(lambda: cluster.find("victim") is None, 30)
     with pytest.raises(WorkerUnavailable, match="victim"):
         link.call_blocking("echo", 3)
@@ -161,13 +166,13 @@ def test_a_worker_ends_when_its_lease_lapses_and_lives_while_it_is_renewed(ray_c
     pulse = answer(handle.ping.remote())
     assert 500 < pulse.lease_left_seconds <= 600
     cluster.kill("leased")
-    brief = start("brief", lease_seconds=4.0)
+    brief = start("brief", lease_seconds=8.0)
     child, pid = answer(brief.have_child.remote()), answer(brief.ping.remote()).pid
-    for _ in range(12):
+    for _ in range(20):
         time.sleep(0.5)
-        answer(brief.renew_lease.remote(4.0))
+        answer(brief.renew_lease.remote(8.0))
     assert alive(pid)
-    assert until(lambda: not alive(pid) and not alive(child), 10)
+    assert until(lambda: not alive(pid) and not alive(child), 60)
     with pytest.raises(WorkerDied):
         answer(brief.ping.remote())
 
@@ -178,12 +183,10 @@ def test_a_busy_worker_still_answers_pings(ray_cluster: None, actor_class: type)
     name = f"busy-{actor_class.__name__.lower()}"
     handle = start(name, actor_class)
     answer(handle.ping.remote())
-    busy = handle.block.remote(5)
+    busy = handle.block.remote(600)
     time.sleep(0.5)
-    began = time.monotonic()
-    answer(handle.renew_lease.remote(100))
-    assert time.monotonic() - began < 3
-    answer(busy)
+    answer(handle.renew_lease.remote(100))  # within a minute, ten times less than it is busy
+    assert ray.wait([busy], timeout=0) == ([], [busy])
     cluster.kill(name)
 
 
@@ -221,17 +224,13 @@ def test_the_cluster_says_what_it_has(ray_cluster: None) -> None:
     cluster.kill("data")
 
 
+@pytest.mark.slow
 async def test_items_come_one_by_one_and_an_error_as_itself(ray_cluster: None) -> None:
     start("counter")
     link = Link("counter")
-    times = []
-    async with aclosing(link.stream("count", 3, 0.3)) as items:
-        found = []
-        async for item in items:
-            found.append(item)
-            times.append(time.monotonic())
-    assert found == [0, 1, 2]
-    assert times[2] - times[0] > 0.4, "they did not come together at the end"
+    assert [item async for item in link.stream("count", 3, 0.1)] == [0, 1, 2]
+    async with aclosing(link.stream("count", 2, 600.0)) as items:
+        assert await anext(items) == 0, "the first does not wait for the others"
     with pytest.raises(InputError, match="enough"):
         _ = [item async for item in link.stream("count", 2, 0.0, True)]
     with pytest.raises(WorkerUnavailable):
@@ -239,13 +238,14 @@ async def test_items_come_one_by_one_and_an_error_as_itself(ray_cluster: None) -
     cluster.kill("counter")
 
 
+@pytest.mark.slow
 async def test_a_stream_that_nobody_reads_any_more_ends_where_it_stands(ray_cluster: None) -> None:
     start("counter")
     link = Link("counter")
     async with aclosing(link.stream("count", 1000, 0.1)) as items:
         assert await anext(items) == 0
         assert await link.call("counters") == 1
-    limit = time.monotonic() + 10
+    limit = time.monotonic() + 60
     while await link.call("counters"):
         assert time.monotonic() < limit, "it goes on"
         await asyncio.sleep(0.1)
@@ -254,6 +254,7 @@ async def test_a_stream_that_nobody_reads_any_more_ends_where_it_stands(ray_clus
     cluster.kill("counter")
 
 
+@pytest.mark.slow
 async def test_a_stream_ends_with_its_worker(ray_cluster: None) -> None:
     handle = start("counter")
     pid = answer(handle.ping.remote()).pid
@@ -263,6 +264,7 @@ async def test_a_stream_ends_with_its_worker(ray_cluster: None) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_what_is_free_is_what_actors_leave(ray_cluster: None) -> None:
     handle = cluster.spawn(Echo, "large", cpus=1.5, args=(300.0,))
     answer(handle.ping.remote())
@@ -281,6 +283,7 @@ def test_room_is_set_aside_for_all_workers_of_a_job_or_for_none(ray_cluster: Non
     assert reservations.reserved("first", 10)
     shared = Demand("both", 0.2 + 0.1, roles=("sampler", "learner")).resources()
     reservations.reserve("second", [shared, {"CPU": 0.9}], "pack")
+    assert until(lambda: room() == 1, 20)
     assert not reservations.reserved("second", 1) and room() == 1, (
         "half of it is not held while the other half is missing"
     )
@@ -328,6 +331,54 @@ def test_a_cluster_that_asks_for_its_token_says_how_to_give_it(monkeypatch: pyte
         InputError, match=r"head:6379 \(SPARRING_RAY_ADDRESS\) asks for its token; set RAY_AUTH_MODE=token"
     ):
         cluster.connect("head:6379", home=tmp_path)
+
+
+@pytest.mark.parametrize("failures", [1, cluster.START_TRIES])
+def test_a_local_ray_that_takes_too_long_to_start_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failures: int
+) -> None:
+    starts: list[dict[str, Any]] = []
+
+    def start_late(**options: Any) -> None:
+        starts.append(options)
+        if len(starts) <= failures:
+            raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", start_late)
+    if failures < cluster.START_TRIES:
+        cluster.connect(None, home=tmp_path)
+    else:
+        with pytest.raises(InputError, match="did not start in 3 tries: this machine is too busy"):
+            cluster.connect(None, home=tmp_path)
+    assert len(starts) == min(failures + 1, cluster.START_TRIES)
+
+
+def test_another_fault_of_a_local_ray_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(**_: Any) -> None:
+        raise RuntimeError("no space")
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", fail)
+    with pytest.raises(RuntimeError, match="no space"):
+        cluster.connect(None, home=tmp_path)
+
+
+def test_a_worker_whose_lease_has_lapsed_takes_no_renewal(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    class Lapsing(LeasedWorker):
+        def lease_lapsed(self) -> None:
+            with pytest.raises(WorkerUnavailable, match="nobody renewed its lease"):
+                self.renew_lease(60)
+            with pytest.raises(WorkerUnavailable, match="Lapsing ends"):
+                self.ping()
+            refused.append(True)
+
+    refused: list[bool] = []
+    monkeypatch.setattr("workers.leased.os._exit", lambda code: ended.set())
+    Lapsing(0.05)
+    assert ended.wait(30) and refused
 
 
 def test_demands_that_fit_are_accepted() -> None:

@@ -17,6 +17,9 @@ from workers import process_tree
 
 ROOT = Path(__file__).parents[2]
 
+GONE_SECONDS = 20.0
+"""Longest wait for a process to go; the machine may be busy."""
+
 SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
 
 
@@ -70,7 +73,7 @@ def test_children_grandchildren_and_orphans_die_with_the_worker(end: signal.Sign
     assert len(pids) == 3 and not any(gone([pid])() for pid in pids)
     worker.send_signal(end)
     worker.wait()
-    assert wait_until(gone(pids), 2.0)
+    assert wait_until(gone(pids), GONE_SECONDS)
 
 
 def test_a_child_forked_without_exec_dies_too_and_so_does_what_it_forked() -> None:
@@ -93,7 +96,7 @@ def test_a_child_forked_without_exec_dies_too_and_so_does_what_it_forked() -> No
     assert len(pids) == 2
     worker.kill()
     worker.wait()
-    assert wait_until(gone(pids), 2.0)
+    assert wait_until(gone(pids), GONE_SECONDS)
 
 
 def test_a_worker_that_ends_by_itself_takes_its_children_along() -> None:
@@ -108,7 +111,7 @@ def test_a_worker_that_ends_by_itself_takes_its_children_along() -> None:
     )
     pids = read_pids(worker)
     assert worker.wait() == 3
-    assert wait_until(gone(pids), 2.0)
+    assert wait_until(gone(pids), GONE_SECONDS)
 
 
 def test_a_guarded_child_may_die_alone_and_its_parent_lives_on() -> None:
@@ -126,11 +129,11 @@ def test_a_guarded_child_may_die_alone_and_its_parent_lives_on() -> None:
     )
     sibling, child, grandchild = read_pids(worker)
     os.kill(child, signal.SIGKILL)
-    assert wait_until(gone([grandchild]), 2.0)
+    assert wait_until(gone([grandchild]), GONE_SECONDS)
     assert worker.poll() is None and not gone([sibling])()
     worker.kill()
     worker.wait()
-    assert wait_until(gone([sibling]), 2.0)
+    assert wait_until(gone([sibling]), GONE_SECONDS)
 
 
 def test_the_watcher_is_small_and_ends_when_its_work_is_done() -> None:
@@ -154,19 +157,4 @@ def test_the_watcher_is_small_and_ends_when_its_work_is_done() -> None:
     assert resident < 16_000  # KiB
     worker.kill()
     worker.wait()
-    assert wait_until(gone([*pids, watcher]), 3.0)
-
-
-def test_kill_tree_ends_a_live_process_and_its_descendants() -> None:
-    code = "import subprocess, sys, time; print(subprocess.Popen(sys.argv[1:]).pid, flush=True); time.sleep(600)"
-    parent = run_python(code, *SLEEP)
-    (child,) = read_pids(parent)
-    assert process_tree.kill_tree(parent.pid)
-    assert gone([parent.pid, child])()
-    assert parent.wait() == -signal.SIGKILL
-
-
-def test_kill_tree_of_nobody_succeeds() -> None:
-    parent = run_python("pass")
-    parent.wait()
-    assert process_tree.kill_tree(parent.pid)
+    assert wait_until(gone([*pids, watcher]), GONE_SECONDS)

@@ -28,19 +28,23 @@ def lease(queue: ReplayQueue, count: int, **options: Any) -> Any:
 
 
 async def test_producers_wait_at_the_bound_and_go_on_when_there_is_room(ledger: ReplayLedger) -> None:
-    queue = ReplayQueue(ledger, put_timeout_seconds=30)
+    now = [0.0]
+    queue = ReplayQueue(ledger, put_timeout_seconds=30, clock=lambda: now[0])
     await queue.admit([ticket(i) for i in range(8)])
     producers = [asyncio.create_task(queue.put(group(ticket(i)))) for i in range(8)]
+    async with asyncio.timeout(30):
+        while (await queue.metrics())["queue_waiting_producers"] < 4:
+            await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)
     assert sum(task.done() for task in producers) == 4 and ledger.held()[0] == 4
-    assert (await queue.metrics())["queue_waiting_producers"] == 4
+    now[0] += 0.1
     for version in (1, 2):
         batch = await lease(queue, 4, wait_seconds=10)
         assert len(batch) == 4
         await queue.commit(version, version, groups=4)
     assert {await task for task in producers} == {PutResult.STORED}
     metrics = await queue.metrics()
-    assert metrics["queue_waits_total"] == 4 and metrics["queue_wait_seconds_total"] >= 0.3
+    assert metrics["queue_waits_total"] == 4 and metrics["queue_wait_seconds_total"] == pytest.approx(0.4)
     assert metrics["queue_waiting_producers"] == 0 and (await queue.counts()).consumed == 8
 
 

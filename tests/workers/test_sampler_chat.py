@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from learner.records import FinishReason, Module, SamplingParameters, VersionManifest
+from learner.records import FinishReason, Module, Prompt, SamplingParameters, Share, Ticket, VersionManifest
 from tests.workers.sampler_world import manifest
 from workers.chat import ChatBegun, ChatPiece, ChatRequest
 from workers.config import SamplingConfig
 from workers.sampler.actor import SamplerSetup, SamplerWorker
 from workers.sampler.engine import EngineConfig
-from workers.sampler.errors import ChatBusy, VersionInUse, VersionNotLoaded
+from workers.sampler.errors import ChatBusy, EngineDied, VersionInUse, VersionNotLoaded
 from workers.versions.integrity import MissingVersionError
 
 VERSIONS = 12
@@ -94,7 +94,7 @@ def worker(tmp_path: Path) -> SamplerWorker:
         request_timeout_seconds=5,
         chat_slots=2,
     )
-    made = SamplerWorker(setup, 1000)
+    made = SamplerWorker(setup, lease_seconds=1e9)
     made.engine, made.store = Engine(), Store()  # type: ignore[assignment]
     return made
 
@@ -198,9 +198,57 @@ async def test_a_sampler_that_has_not_started_is_busy_and_a_version_that_is_not_
         await begin(worker, 0)
 
 
+async def test_a_version_that_a_call_needs_stays_while_newer_ones_come(worker: SamplerWorker) -> None:
+    """Nothing names version 0 in the engine between its loading and its measuring; an evaluation of an old version is in that place."""
+    engine, reached, go = engine_of(worker), asyncio.Event(), asyncio.Event()
+
+    async def measure(texts: object, version: int, module: Module) -> list[list[float]]:
+        if version == 0:
+            reached.set()
+            await go.wait()
+        assert (module, version) in engine.loaded
+        return []
+
+    engine.text_logprobs = measure  # type: ignore[method-assign, assignment]
+    proving = asyncio.create_task(worker.load(0))
+    await reached.wait()
+    for version in (4, 5, 6):
+        await worker.load(version)
+    assert {version for _, version in engine.loaded} == {0, 5, 6}
+    go.set()
+    assert (await proving).digest == worker.digests["fast", 0]
+    await worker.load(7)
+    assert {version for _, version in engine.loaded} == {6, 7}
+
+
+async def test_groups_are_in_flight_before_their_round_begins(worker: SamplerWorker) -> None:
+    engine, held, go = engine_of(worker), asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        held.set()
+        await go.wait()
+        raise EngineDied("while it was being held")
+
+    engine.hold = hold  # type: ignore[attr-defined]
+    engine.metrics = dict  # type: ignore[attr-defined]
+    object.__setattr__(worker.setup, "in_order", True)
+    shares = (Share(module="fast", version=0, answers=2),)
+    prompt = Prompt.of("p", "Hello")
+    ticket = Ticket(
+        group_id="0.0", round=0, index=0, version=0, seed=1, prompt=prompt, prompt_token_ids=(1,), shares=shares
+    )
+    writing = asyncio.create_task(worker.write([ticket]))
+    await held.wait()
+    assert (await worker.status()).in_flight == ("0.0",)
+    go.set()
+    with pytest.raises(EngineDied):
+        await writing
+    assert (await worker.status()).in_flight == ()
+
+
 async def test_an_answer_that_takes_too_long_names_the_setting(worker: SamplerWorker) -> None:
-    object.__setattr__(worker.setup, "request_timeout_seconds", 0.05)
-    pieces, _ = await begin(worker, 0)
+    object.__setattr__(worker.setup, "request_timeout_seconds", 1.0)
+    pieces, _ = await begin(worker, None)
     with pytest.raises(TimeoutError, match=r"resources\.sampler\.request_timeout_seconds"):
         await anext(pieces)
-    assert worker.guests.running == 0 and engine_of(worker).named[("fast", 0)] == 0
+    assert worker.guests.running == 0 and engine_of(worker).named[("fast", -1)] == 0

@@ -28,6 +28,9 @@ pytestmark = [
 ]
 
 SAMPLING = SamplingParameters(temperature=1.0, top_p=1.0, top_k=0, max_tokens=24)
+DEATH_SECONDS = 120.0
+"""Longest wait until an engine's death is known: vLLM first asks what is left of it to end."""
+
 TEXTS = [[257, *((7 * place + 3 * text) % 256 for place in range(12 + text))] for text in range(4)]
 END, OTHER_END = 258, 259
 
@@ -159,7 +162,7 @@ def readable(text: str) -> str:
 async def test_a_stream_is_the_same_answer_piece_by_piece(engine: SamplerEngine) -> None:
     together = await write(engine, 5)
     pieces = await pieces_of(engine, chat(0, answers=3, logprobs=2))
-    assert len(pieces) > 10
+    assert len(pieces) > len(together), "in pieces, however late they are read"
     for number, answer in enumerate(together):
         mine = [piece for piece in pieces if piece.answer == number]
         assert readable("".join(piece.text for piece in mine)) == readable(answer.text)
@@ -340,7 +343,7 @@ async def test_an_evicted_adapter_ends_in_an_error_and_not_in_a_read(engine: Sam
     await engine.backend.engine.remove_lora(lora_id)
     with pytest.raises(EngineDied):
         await write(engine, 0, version=1)
-    await asyncio.wait_for(engine.wait_dead(), 30)
+    await asyncio.wait_for(engine.wait_dead(), DEATH_SECONDS)
     with pytest.raises(EngineDied):
         await write(engine, 1)
     with pytest.raises(EngineDied):
@@ -365,8 +368,8 @@ async def test_two_processes_share_the_weights_and_the_death_of_one_ends_every_w
     ]
     assert parents[one] == parents[another], "two processes of one engine"
     os.kill(another, signal.SIGKILL)
-    results = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 30)
+    results = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), DEATH_SECONDS)
     assert all(isinstance(result, EngineDied) for result in results)
     with pytest.raises(EngineDied):
-        await asyncio.wait_for(engine.load_version(world.manifest(1, adapters[1]), adapters[1]), 30)
+        await asyncio.wait_for(engine.load_version(world.manifest(1, adapters[1]), adapters[1]), DEATH_SECONDS)
     await engine.close()

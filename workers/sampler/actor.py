@@ -10,8 +10,9 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Sequence
-from contextlib import aclosing
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -94,8 +95,10 @@ class SamplerWorker(LeasedWorker):
         self.store = Link(setup.versions)
         self.cache = VersionCache(setup.cache)
         self.writing: dict[str, asyncio.Task[None]] = {}
+        self.accepted: set[str] = set()  # whose round has not begun
         self.failures: list[GroupFailure] = []
         self.digests: dict[tuple[Module, int], str] = {}
+        self.needed: Counter[Adapter] = Counter()  # by calls that are being carried out
         self.loading = asyncio.Lock()
         self.guests = Guests(setup.chat_slots)
         self.delivered_total = 0
@@ -126,26 +129,27 @@ class SamplerWorker(LeasedWorker):
         """Fetch a module's version, load it, and measure its canary texts. What it shows is judged elsewhere."""
         began = time.monotonic()
         manifest: VersionManifest = await self.store.call("manifest", module, version)
-        async with self.loading:  # an evaluation may ask for the version that is just being loaded
-            if (module, version) not in self.digests:
-                await self._make_room(version)
-                files = await self._adapter_files(manifest)
-                digest = await self._guarded(self.engine.load_version(manifest, files, module))
-                self.digests[module, version] = digest
-                self.synced["syncs_total"] += 1
-                self.synced["sync_seconds_total"] += time.monotonic() - began
-            self.guests.remove((module, version))  # the job needs it now, whoever loaded it
-        measured = await self._guarded(
-            self.engine.text_logprobs([text.token_ids for text in manifest.canary], version, module)
-        )
-        return LoadProof(
-            sampler=self.setup.name,
-            module=module,
-            version=version,
-            digest=self.digests[module, version],
-            measured=tuple(tuple(text) for text in measured),
-            seconds=time.monotonic() - began,
-        )
+        with self._needed([(module, version)]):
+            async with self.loading:  # an evaluation may ask for the version that is just being loaded
+                if (module, version) not in self.digests:
+                    await self._make_room(version)
+                    files = await self._adapter_files(manifest)
+                    digest = await self._guarded(self.engine.load_version(manifest, files, module))
+                    self.digests[module, version] = digest
+                    self.synced["syncs_total"] += 1
+                    self.synced["sync_seconds_total"] += time.monotonic() - began
+                self.guests.remove((module, version))  # the job needs it now, whoever loaded it
+            measured = await self._guarded(
+                self.engine.text_logprobs([text.token_ids for text in manifest.canary], version, module)
+            )
+            return LoadProof(
+                sampler=self.setup.name,
+                module=module,
+                version=version,
+                digest=self.digests[module, version],
+                measured=tuple(tuple(text) for text in measured),
+                seconds=time.monotonic() - began,
+            )
 
     async def forget(self, version: int, module: Module = "fast") -> None:
         """Unload a version whose proof failed, once nothing names it, so that it can be loaded again."""
@@ -154,19 +158,24 @@ class SamplerWorker(LeasedWorker):
 
     async def write(self, tickets: Sequence[Ticket]) -> None:
         """Begin to write these groups. A ticket that is being written already is not written twice."""
-        fresh = [ticket for ticket in tickets if ticket.group_id not in self.writing]
-        if self.setup.in_order:
-            await self.engine.hold()
+        known = self.accepted | self.writing.keys()
+        fresh = [ticket for ticket in tickets if ticket.group_id not in known]
+        if not self.setup.in_order:
+            self._begin(fresh)
+            return
+        accepted = {ticket.group_id for ticket in fresh}
+        self.accepted |= (
+            accepted  # in flight from here on: nobody may take them for lost while the engine is being held
+        )
         try:
-            for ticket in fresh:
-                task = asyncio.create_task(self._write(ticket), name=ticket.group_id)
-                self.writing[ticket.group_id] = task
-                task.add_done_callback(self._written)
-            if self.setup.in_order:
+            await self.engine.hold()
+            try:
+                self._begin(fresh)
                 await self.engine.enqueued(len(fresh) * self.setup.sampling.answers)
-        finally:
-            if self.setup.in_order:
+            finally:
                 await self.engine.release()
+        finally:
+            self.accepted -= accepted
 
     async def answer(
         self, items: Sequence[EvaluationItem], version: int, reference: int | None
@@ -178,32 +187,33 @@ class SamplerWorker(LeasedWorker):
             version: any published version; it is loaded when it is not there.
             reference: version whose log-probabilities of the answers are reported; None for the bare base.
         """
-        for needed in (version, reference):
-            if needed is not None and ("fast", needed) not in self.digests:
-                await self.load(needed)
-            if needed is not None:
+        adapters: list[Adapter] = [("fast", needed) for needed in (version, reference) if needed is not None]
+        with self._needed(adapters):
+            for _, needed in adapters:
+                if ("fast", needed) not in self.digests:
+                    await self.load(needed)
                 self.guests.remove(("fast", needed))  # were it loaded for chat, it could go in the middle of this
-        answers = await asyncio.gather(
-            *(
-                self._generate(
-                    f"evaluation-{version}-{number}-{item.seed}",
-                    item.prompt_token_ids,
-                    Share(module="fast", version=version, answers=1),
-                    item.seed,
+            answers = await asyncio.gather(
+                *(
+                    self._generate(
+                        f"evaluation-{version}-{number}-{item.seed}",
+                        item.prompt_token_ids,
+                        Share(module="fast", version=version, answers=1),
+                        item.seed,
+                    )
+                    for number, item in enumerate(items)
                 )
-                for number, item in enumerate(items)
             )
-        )
-        texts = [(*item.prompt_token_ids, *group[0].token_ids) for item, group in zip(items, answers, strict=True)]
-        references = await self._guarded(self.engine.text_logprobs(texts, reference))
-        return [
-            EvaluationAnswer(
-                prompt=item.prompt,
-                answer=self._record(group[0], "fast", version),
-                reference_logprobs=tuple(logprobs[len(logprobs) - len(group[0].token_ids) :]),
-            )
-            for item, group, logprobs in zip(items, answers, references, strict=True)
-        ]
+            texts = [(*item.prompt_token_ids, *group[0].token_ids) for item, group in zip(items, answers, strict=True)]
+            references = await self._guarded(self.engine.text_logprobs(texts, reference))
+            return [
+                EvaluationAnswer(
+                    prompt=item.prompt,
+                    answer=self._record(group[0], "fast", version),
+                    reference_logprobs=tuple(logprobs[len(logprobs) - len(group[0].token_ids) :]),
+                )
+                for item, group, logprobs in zip(items, answers, references, strict=True)
+            ]
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatBegun | ChatPiece]:
         """Answer a person: first that it has begun, then the answers piece by piece. A version that is not loaded is loaded.
@@ -242,7 +252,7 @@ class SamplerWorker(LeasedWorker):
         failures, self.failures = self.failures, []
         return SamplerStatus(
             sampler=self.setup.name,
-            in_flight=tuple(self.writing),
+            in_flight=tuple(self.accepted | self.writing.keys()),
             failures=tuple(failures),
             metrics={**self.engine.metrics(), **self.synced, "groups_delivered_total": float(self.delivered_total)},
         )
@@ -258,6 +268,12 @@ class SamplerWorker(LeasedWorker):
         """Abandon what is in flight and close the engine."""
         await self.abandon()
         await self.engine.close()
+
+    def _begin(self, tickets: Sequence[Ticket]) -> None:
+        for ticket in tickets:
+            task = asyncio.create_task(self._write(ticket), name=ticket.group_id)
+            self.writing[ticket.group_id] = task
+            task.add_done_callback(self._written)
 
     async def _write(self, ticket: Ticket) -> None:
         stage = Stage.SAMPLER
@@ -312,20 +328,24 @@ class SamplerWorker(LeasedWorker):
 
     async def _answers(self, ticket: Ticket) -> tuple[Answer, ...]:
         """A ticket's K answers, in the order of its shares, all at the same time. Answer k has the seed ``ticket.seed + k``."""
-        firsts = accumulate((share.answers for share in ticket.shares), initial=0)
-        written = await asyncio.gather(
-            *(
-                self._generate(
-                    f"{ticket.group_id}-{ticket.attempt}-{first}", ticket.prompt_token_ids, share, ticket.seed + first
+        with self._needed([(share.module, share.version) for share in ticket.shares]):
+            firsts = accumulate((share.answers for share in ticket.shares), initial=0)
+            written = await asyncio.gather(
+                *(
+                    self._generate(
+                        f"{ticket.group_id}-{ticket.attempt}-{first}",
+                        ticket.prompt_token_ids,
+                        share,
+                        ticket.seed + first,
+                    )
+                    for share, first in zip(ticket.shares, firsts, strict=False)
                 )
-                for share, first in zip(ticket.shares, firsts, strict=False)
             )
-        )
-        return tuple(
-            self._record(answer, share.module, share.version)
-            for share, answers in zip(ticket.shares, written, strict=True)
-            for answer in answers
-        )
+            return tuple(
+                self._record(answer, share.module, share.version)
+                for share, answers in zip(ticket.shares, written, strict=True)
+                for answer in answers
+            )
 
     async def _generate(
         self, request_id: str, prompt_token_ids: Sequence[int], share: Share, seed: int
@@ -385,6 +405,16 @@ class SamplerWorker(LeasedWorker):
                 self.guests.add(adapter)
             return self.digests[adapter]
 
+    @contextmanager
+    def _needed(self, adapters: Iterable[Adapter]) -> Iterator[None]:
+        """Keep these versions loaded meanwhile: between the steps of a call no request names them."""
+        mine = Counter(adapters)
+        self.needed += mine
+        try:
+            yield
+        finally:
+            self.needed -= mine
+
     async def _adapter_files(self, manifest: VersionManifest) -> dict[str, bytes]:
         """A version's adapter from this machine's cache, or from the store; digest-checked either way (rule 13)."""
         missing, files = self.cache.look(manifest, ADAPTER_FILES)
@@ -395,10 +425,10 @@ class SamplerWorker(LeasedWorker):
         return files
 
     async def _make_room(self, version: int) -> None:
-        """Unload versions that are neither among the newest, nor the opponent, nor named by a running request."""
+        """Unload versions that are neither among the newest, nor the opponent, nor needed by a call or named by a running request."""
         for module, old in sorted(self.digests):
             opponent = module == "fast" and old == self.setup.sampling.fixed_opponent
-            if (module, old) in self.guests or self.guests.named((module, old)):
+            if (module, old) in self.guests or self.guests.named((module, old)) or self.needed[module, old]:
                 continue
             if old <= version - self.setup.keep_versions and not opponent and self.engine.in_flight(old, module) == 0:
                 await self.engine.unload_version(old, module)

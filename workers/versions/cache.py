@@ -6,6 +6,7 @@ bytes that went bad on this machine are fetched again, bytes that arrive bad are
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -93,7 +94,8 @@ class VersionCache:
             self.corrupt_total += 1
             path.unlink(missing_ok=True)
             return None
-        os.utime(path)
+        with contextlib.suppress(FileNotFoundError):  # another process made room meanwhile; the bytes are here
+            os.utime(path)
         return data
 
     def _write(self, digest: str, data: bytes) -> None:
