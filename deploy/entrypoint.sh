@@ -50,8 +50,13 @@ wait_for() {
     done
 }
 
-ray_address() {
-    echo "${SPARRING_RAY_ADDRESS:?names the Ray head, e.g. ray-head:6379}"
+# Waits for the Ray head. In no subshell is its address looked at: the end of one would not end this script.
+wait_for_head() {
+    wait_for "Ray head at $SPARRING_RAY_ADDRESS (SPARRING_RAY_ADDRESS)" ray health-check --address="$SPARRING_RAY_ADDRESS"
+}
+
+need_head() {
+    [[ -n ${SPARRING_RAY_ADDRESS:-} ]] || fail "SPARRING_RAY_ADDRESS is not set; it names the Ray head, e.g. ray-head:6379."
 }
 
 # Without a key or a file that holds one, a key is made at first start and kept with the data.
@@ -78,11 +83,12 @@ metrics_key() {
 
 # A driver that loses its Ray node ends, and so does the container, which is then restarted as a whole.
 api() {
+    need_head
     api_key
     wait_for "job store" python -c "from services.settings import Settings; from services.jobs.store import JobStore; JobStore(Settings.load().store_url).check()"
     metrics_key
-    wait_for "Ray head at $(ray_address) (SPARRING_RAY_ADDRESS)" ray health-check --address="$(ray_address)"
-    ray_node --address="$(ray_address)" --num-cpus=0 --num-gpus=0
+    wait_for_head
+    ray_node --address="$SPARRING_RAY_ADDRESS" --num-cpus=0 --num-gpus=0
     exec sparring serve --host 0.0.0.0 --port 8700
 }
 
@@ -94,8 +100,9 @@ case ${1:-} in
         ;;
     ray-node)
         offers=$(resources "${@:2}")
-        wait_for "Ray head at $(ray_address) (SPARRING_RAY_ADDRESS)" ray health-check --address="$(ray_address)"
-        worker_node "$offers" --address="$(ray_address)"
+        need_head
+        wait_for_head
+        worker_node "$offers" --address="$SPARRING_RAY_ADDRESS"
         ;;
     api) api ;;
     # Readable for every service that mounts the folder; on the host it is the engine's own.
