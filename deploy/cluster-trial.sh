@@ -21,7 +21,8 @@ ENGINE=${ENGINE:-docker}
 project=sparring-trial
 port=8790
 URL=http://127.0.0.1:$port
-export SPARRING_PUBLISH=127.0.0.1:$port SPARRING_NODE_CPUS=2
+# whatever a .env says
+export SPARRING_PUBLISH=127.0.0.1:$port SPARRING_NODE_CPUS=2 SPARRING_SECRETS=secrets SPARRING_TAG=trial SPARRING_SAMPLER_ROLES=sampler
 need curl jq ${COMPOSE%% *} "$ENGINE"
 work=$(mktemp -d)
 
@@ -46,7 +47,7 @@ trap finish EXIT
 
 began=$SECONDS
 compose build api >"$work/build.log" 2>&1 || die "build: $(tail -n 5 "$work/build.log")"
-say "built in $((SECONDS - began)) s: $($ENGINE images --format '{{.Size}}' sparring:"${SPARRING_TAG:-local}" | sed -n 1p)"
+say "built in $((SECONDS - began)) s: $($ENGINE images --format '{{.Size}}' sparring:trial | sed -n 1p)"
 
 began=$SECONDS
 up

@@ -15,7 +15,9 @@ fail() {
 
 # A node is reached by the others at its address on the private network.
 ray_node() {
-    ray start --node-ip-address="$(hostname -i | cut -d' ' -f1)" --disable-usage-stats \
+    local address
+    address=$(hostname -i | cut -d' ' -f1) || fail "hostname -i gives no address; name this machine in /etc/hosts." 1
+    ray start --node-ip-address="$address" --disable-usage-stats \
         --object-store-memory="${SPARRING_OBJECT_STORE_BYTES:-536870912}" "$@"
 }
 
@@ -42,10 +44,10 @@ resources() {
 
 # Waits for what a sentence names until the command answers.
 wait_for() {
-    local seconds=${SPARRING_WAIT_SECONDS:-180} said
+    local seconds=${SPARRING_WAIT_SECONDS:-180} began=$SECONDS said
     echo "entrypoint: waiting for the $1"
     until said=$(timeout 30 "${@:2}" 2>&1); do
-        ((SECONDS < seconds)) || fail "no $1 after $seconds s (SPARRING_WAIT_SECONDS): ${said##*$'\n'}" 1
+        ((SECONDS - began < seconds)) || fail "no $1 after $seconds s (SPARRING_WAIT_SECONDS): ${said##*$'\n'}" 1
         sleep 1
     done
 }
@@ -72,11 +74,14 @@ secret() {
     echo "entrypoint: a new secret is in $1"
 }
 
-# Where SPARRING_METRICS_KEY_FILE names a file, a key that may only look is made there at first start, for Prometheus.
+# Where SPARRING_METRICS_KEY_FILE names a file, a key that may only look is made there, for Prometheus, unless it holds one that the store knows.
 metrics_key() {
-    local file=${SPARRING_METRICS_KEY_FILE:-}
-    [[ -n $file && ! -s $file ]] || return 0
-    local key
+    local file=${SPARRING_METRICS_KEY_FILE:-} known key
+    [[ -n $file ]] || return 0
+    known="import sys; from services.access.store import AccessStore; from services.settings import Settings
+sys.exit(AccessStore(Settings.load().store_url).find_key(open(sys.argv[1]).read().strip()) is None)"
+    if [[ -s $file ]] && python -c "$known" "$file"; then return 0; fi
+    : >>"$file" || fail "$file (SPARRING_METRICS_KEY_FILE) cannot be written" 1 # before a key is made that nobody would have
     key=$(sparring keys create prometheus --scope read 2>/dev/null) || fail "no key for Prometheus could be made" 1
     echo "$key" >"$file"
 }

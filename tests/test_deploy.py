@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from services.access.store import AccessStore
 from services.settings import Settings
 from workers.roles import ROLES, offered, resource
 
@@ -73,7 +75,9 @@ def test_a_service_is_pinned_watched_restarted_and_confined(name: str) -> None:
 
 
 def test_settings_that_compose_and_kubernetes_give_exist() -> None:
-    own = {"SPARRING_NODE_CPUS", "SPARRING_OBJECT_STORE_BYTES", "SPARRING_METRICS_KEY_FILE"}  # of the entrypoint
+    own = {
+        f"SPARRING_{name}" for name in ("NODE_CPUS", "OBJECT_STORE_BYTES", "METRICS_KEY_FILE", "WAIT_SECONDS")
+    }  # of the entrypoint
     known = {f"SPARRING_{name.upper()}" for name in Settings.model_fields} | own
     given = {name for service in compose()["services"].values() for name in service.get("environment", {})}
     given |= {variable["name"] for _, pod in pods() for box in pod["containers"] for variable in box.get("env", ())}
@@ -124,6 +128,7 @@ def test_the_ray_cluster_is_what_its_operator_takes() -> None:
 @pytest.mark.parametrize(("name", "pod"), list(pods()))
 def test_a_pod_runs_as_nobody_in_particular_and_is_watched(name: str, pod: dict[str, Any]) -> None:
     assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] == 10001
+    assert pod["enableServiceLinks"] is False, "the service `sparring` would set SPARRING_PORT to what is no port"
     volumes = {volume["name"] for volume in pod["volumes"]}
     for box in pod["containers"]:
         assert box["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
@@ -159,6 +164,46 @@ def test_a_node_offers_its_roles(arguments: list[str], roles: list[Any], tmp_pat
     assert json.loads(given) == offered(roles)
     assert "--block" in said and "--num-cpus=3" in said
     assert ("--head" in said) == (arguments[0] == "ray-head") and ("--address=head:6379" in said) != ("--head" in said)
+
+
+def test_a_node_whose_machine_has_no_address_says_where_to_name_it(tmp_path: Path) -> None:
+    (tmp_path / "hostname").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "hostname").chmod(0o755)
+    refused = run(tmp_path, "ray-head")
+    assert refused.returncode == 1 and "name this machine in /etc/hosts" in refused.stderr and not refused.stdout
+
+
+def test_the_key_of_prometheus_is_kept_while_the_store_knows_it_and_made_anew_otherwise(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tools / "sparring").write_text(f'#!/bin/sh\n[ "$1" = serve ] || exec {sys.executable} -m services.cli.main "$@"\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    home = tmp_path / "home"
+    given = {"SPARRING_RAY_ADDRESS": "head:6379", "SPARRING_API_KEY": "k" * 32, "SPARRING_METRICS_KEY_FILE": str(file)}
+    given |= {"SPARRING_HOME": str(home), "PYTHONPATH": str(ROOT), "PATH": f"{tools}:{tmp_path}:{os.environ['PATH']}"}
+
+    def start() -> str:
+        said = run(tmp_path, "api", **given)
+        assert said.returncode == 0, said.stderr
+        return file.read_text().strip()
+
+    def keys() -> list[str]:
+        return [key.name for key in AccessStore(Settings(home=home).store_url).list_keys()]
+
+    first = start()
+    assert keys() == ["prometheus"] and start() == first
+    assert keys() == ["prometheus"], "no second one while it is good"
+    file.write_text("of another installation\n")
+    second = start()
+    assert second != first and AccessStore(Settings(home=home).store_url).find_key(second) is not None
+    file.unlink()
+    file.mkdir()
+    refused = run(tmp_path, "api", **given)
+    assert refused.returncode == 1 and "SPARRING_METRICS_KEY_FILE) cannot be written" in refused.stderr
+    assert keys() == ["prometheus"] * 2, "no key is made that nobody would have"
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ class History(MetricStore):
                     best=False,
                 )
                 session.add(row)
+                job.restarts = 0  # which bounds deaths without progress: a long job outlives many a planned restart
             job.current_version = max(version, job.current_version or 0)
             return _version(row)
 

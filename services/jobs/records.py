@@ -35,7 +35,11 @@ class JobSummary(Record):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     attempt: int = Field(ge=1)
-    restarts: int = Field(default=0, ge=0, description="automatic restarts since a person last started or resumed it")
+    restarts: int = Field(
+        default=0,
+        ge=0,
+        description="automatic restarts since a person last started or resumed it, or since its newest version",
+    )
     error: JobError | None = None
     requested: RequestedAction | None = None
     progress: float = Field(default=0.0, ge=0, le=1, description="share of the job that is done")

@@ -116,6 +116,12 @@ def test_a_job_put_back_keeps_its_place_and_counts_restarts(store: JobStore, tmp
     assert following is not None and following.id == job_id
     with pytest.raises(StateConflict):
         store.requeue(later.id, message="x", restart=True)
+    store.add_version(job_id, 0, digest="d", learner_step=0)
+    assert store.get(job_id).restarts == 0, "it got somewhere"
+    store.transition(job_id, JobState.VALIDATING)
+    store.requeue(job_id, message="its controller is gone", restart=True)
+    store.add_version(job_id, 0, digest="d", learner_step=0)
+    assert store.get(job_id).restarts == 1, "the same version is nothing new"
     store.transition(job_id, JobState.CANCELLED)
     assert store.resume(job_id).restarts == 0
     following = store.next_queued()
