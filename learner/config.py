@@ -28,7 +28,10 @@ class PolicyConfig(Config):
         description="A local peft LoRA folder to start from (another job's version), instead of the bare model.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="Weights' type. `auto`: float32 on a CPU, bfloat16 on a GPU."
+        default="auto",
+        description=(
+            "Weights' type. `auto`: float32 on a CPU, bfloat16 on a GPU. `float16` is refused: small gradients vanish in it."
+        ),
     )
     max_context_tokens: int | None = Field(
         default=None,
@@ -163,6 +166,11 @@ class LearnerConfig(Config):
         ),
     )
     step_timeout_seconds: float = Field(default=1800, gt=0, description="Longest wait for one optimizer step.")
+    start_timeout_seconds: float = Field(
+        default=1800,
+        gt=0,
+        description="Longest wait for the learner to start, the download of a model from the hub included.",
+    )
 
 
 class ScheduleConfig(Config):

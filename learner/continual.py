@@ -110,7 +110,7 @@ class ContinualLearning:
         everything = [text for domain in texts for text in domain]
         reference = self._leads(everything, None)
         sizes = [len(domain) // 2 for domain in texts]
-        beta = float(getattr(self._config.objective.core, "beta", 0.1))
+        beta = self._config.objective.summed_beta
 
         def loss(weights: Sequence[float]) -> float:
             margins = self._leads(everything, self._history.adapter(weights)) - reference

@@ -6,6 +6,8 @@ The differential information distribution from reference to policy is the normal
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,7 @@ def sampled_information_entropy(policy_logps: Tensor, reference_logps: Tensor) -
     dominates the weights of whole answers: to watch a training, give means over tokens instead of sums.
     """
     count = policy_logps.shape[-1]
-    log_normaliser = torch.logsumexp(-reference_logps, dim=-1) - torch.log(torch.tensor(float(count)))
+    log_normaliser = torch.logsumexp(-reference_logps, dim=-1) - math.log(count)
     weights = torch.softmax(-reference_logps, dim=-1)
     return log_normaliser - (weights * (policy_logps - reference_logps)).sum(dim=-1)
 

@@ -93,6 +93,9 @@ class DistributedRanks:
         interface = interface_of(address)
         for variable in INTERFACE_VARIABLES if interface is not None else ():
             os.environ.setdefault(variable, str(interface))
+        if backend == "nccl":
+            # otherwise torch's watchdog ends this process when another rank is lost, in place of an error that is told
+            os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
         with self._others("waited for the others to come"):
             dist.init_process_group(
                 backend,

@@ -19,7 +19,7 @@ from learner.records import Answer, ScoredGroup
 
 @dataclass(frozen=True)
 class Example:
-    """What is learned from one group: its R answers, best first, and the records that are made of them.
+    """What is learned from one group: its R answers, best first or as given, and the records that are made of them.
 
     ``first`` is the number of the group's first record in the optimizer batch.
     """

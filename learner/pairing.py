@@ -28,12 +28,12 @@ from learner.records import ScoredGroup, SkipReason
 from learner.seeds import derive_seed
 
 Record = tuple[int, ...]
-"""Places in a selection of the answers that one loss is taken over, best first."""
+"""Places in a selection of the answers that one loss is taken over, best first, or as they were given."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The R answers of a group that are learned from, best first, and the records that are made of them.
+    """The R answers of a group that are learned from, best first or as given, and the records that are made of them.
 
     ``win_probabilities`` ``[R]`` are measured against all K answers. ``pair_logits`` ``[R, R]`` and ``scores`` ``[R]``
     are divided by the scorer's temperature; the former are in the objective's way of making probabilities, so that
@@ -102,15 +102,19 @@ def select_answers(
     logits = effective_logits(group, truncated)
     order, chances = _ranking(logits, temperature, probabilities)
     rule = resolve_rule(objective_parameters, pairing)
+    if rule == "as-given":  # who wrote an answer follows from its place
+        order = sorted(order)
     texts = [group.answers[kept[i]].text for i in order]
     if rule in ("top-vs-rest", "all"):
         places: list[Record] = [tuple(range(len(order)))]
     elif rule == "best-worst":
         places = [(0, len(order) - 1)]
+    elif rule == "as-given":
+        places = [(0, 1)]
     elif rule == "did":
         if log_ratios is None:
             raise InputError("pairing.rule: did draws by log-ratios of all answers, and none were given")
-        beta = float(getattr(objective_parameters.core, "beta", 0.1))
+        beta = objective_parameters.summed_beta
         ratios = [log_ratios[kept[i]] for i in order]
         places = [(0, _draw_rejected(ratios, texts, beta, derive_seed("did", group.group_id)))]
     else:

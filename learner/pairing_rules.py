@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from learner.config import PairingConfig, PairingRule
 from learner.errors import InputError
 from learner.objectives.parameters import Answers, ObjectiveParameters
 
-BY_OBJECTIVE: dict[Answers, PairingRule] = {"pair": "best-worst", "top-vs-rest": "top-vs-rest", "all": "all"}
+Rule = PairingRule | Literal["as-given"]
+"""`as-given`: the first two answers in their own order, which nobody can ask for."""
+
+BY_OBJECTIVE: dict[Answers, Rule] = {
+    "pair": "best-worst",
+    "given-pair": "as-given",
+    "top-vs-rest": "top-vs-rest",
+    "all": "all",
+}
+
+TOLD: dict[Answers, str] = {
+    "pair": "pairs",
+    "given-pair": "pairs in the order of the file",
+    "top-vs-rest": "top vs rest",
+    "all": "all",
+}
 
 
-def resolve_rule(parameters: ObjectiveParameters, pairing: PairingConfig) -> PairingRule:
+def resolve_rule(parameters: ObjectiveParameters, pairing: PairingConfig) -> Rule:
     """The rule that makes the records: what was asked for, or what the objective wants.
 
     Raises:
@@ -23,6 +40,6 @@ def resolve_rule(parameters: ObjectiveParameters, pairing: PairingConfig) -> Pai
     if makes != wanted and not (makes == "pair" and wanted == "top-vs-rest"):
         raise InputError(
             f"pairing.rule: {pairing.rule} does not go with objective.kind: {parameters.kind}, which learns from "
-            f"{'pairs' if wanted == 'pair' else wanted.replace('-', ' ')}; use auto"
+            f"{TOLD[wanted]}; use auto"
         )
     return pairing.rule

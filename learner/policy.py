@@ -364,9 +364,13 @@ def _plain(alpha: float) -> float | int:
 
 
 def _switch_off_dropout(base: PreTrainedModel) -> None:
-    """The base is frozen: its own dropout would only blur the log-ratios. The adapter's dropout stays."""
+    """The base is frozen: its own noise would only blur the log-ratios. The adapter's dropout stays.
+
+    Many families keep a probability as a number of their own, under names of all kinds, and pass it to a function.
+    """
     for module in base.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and ("drop" in name or "jitter" in name):
+                setattr(module, name, 0.0)

@@ -6,14 +6,15 @@ about preferences is derived from these numbers here, in float64.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from learner.errors import InputError
-from learner.records import ScoredGroup
+from learner.records import Answer, Module, ScoredGroup
 
 Probabilities = Literal["paper", "released", "raw"]
 Truncated = Literal["keep", "drop", "penalise"]
@@ -106,17 +107,24 @@ def effective_logits(group: ScoredGroup, truncated: Truncated) -> Array:
     return logits
 
 
-def fast_vs_slow_win_rate(groups: Sequence[ScoredGroup], temperature: float = 1.0) -> float | None:
+def fast_vs_slow_win_rate(
+    groups: Sequence[ScoredGroup],
+    temperature: float = 1.0,
+    writer: Callable[[Answer], Module | None] = attrgetter("module"),
+) -> float | None:
     """Mean probability that an answer of the fast adapter beats one of the slow adapter to the same prompt.
 
     Every group in which both wrote counts the same. None where there is no such group.
+
+    Args:
+        groups: scored groups.
+        temperature: the scorer's.
+        writer: which adapter an answer counts for, or None; by default the role that its writer had then.
     """
     rates = []
     for group in groups:
-        places = {
-            module: [i for i, answer in enumerate(group.answers) if answer.module == module]
-            for module in ("fast", "slow")
-        }
+        writers = [writer(answer) for answer in group.answers]
+        places = {module: [i for i, name in enumerate(writers) if name == module] for module in ("fast", "slow")}
         if all(places.values()):
             matrix = win_matrix(group.ordered_logits, temperature)
             rates.append(float(matrix[np.ix_(places["fast"], places["slow"])].mean()))

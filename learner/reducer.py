@@ -15,12 +15,13 @@ from learner.ranks import Ranks
 class GradientReducer(Protocol):
     """Turns each rank's gradient into the one that all ranks step with."""
 
-    def reduce(self, parameters: Sequence[nn.Parameter], active: int) -> None:
+    def reduce(self, parameters: Sequence[nn.Parameter], active: int, share: float) -> None:
         """Replace ``.grad`` of the parameters, which are the same ones in the same order on every rank.
 
         Args:
             parameters: of one adapter.
             active: ranks that had examples; the first ones.
+            share: of the batch's records that this rank had; 0 where it had no examples.
 
         Raises:
             RankLost: another rank is gone or silent.
@@ -36,7 +37,7 @@ class MeanReducer:
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
 
-    def reduce(self, parameters: Sequence[nn.Parameter], active: int) -> None:
+    def reduce(self, parameters: Sequence[nn.Parameter], active: int, share: float) -> None:
         """Sum the gradients over ranks, as one vector, in place."""
         gradients = _gradients(parameters)
         if self._ranks.size == 1:
@@ -49,21 +50,21 @@ class MeanReducer:
 class RobustReducer:
     """What a rule makes of the ranks' gradients, some of which may be wrong. With one rank the gradient stays as it is.
 
-    A rank's gradient is its share of the mean: its examples' sum over the global count. Times the number of ranks that
-    had examples it is an estimate of the mean itself, and the mean of these estimates is the mean over the batch, whatever
-    the shares are. A rule thus gets vectors that it can compare; the planner's shares differ by one example at most.
+    A rank's gradient is its share of the mean: its records' sum over the global count. Divided by its share of the records
+    it is an estimate of the mean itself, as long as the others' whatever the shares are, so that a rule gets vectors that
+    it can compare, and gives equal ones back. Ranks without examples take no part.
     """
 
     def __init__(self, ranks: Ranks, rule: Callable[[Tensor], Tensor]) -> None:
         """``rule`` makes ``[n]`` of ``[p, n]``."""
         self._ranks, self._rule = ranks, rule
 
-    def reduce(self, parameters: Sequence[nn.Parameter], active: int) -> None:
+    def reduce(self, parameters: Sequence[nn.Parameter], active: int, share: float) -> None:
         """Apply the rule to the gradients as vectors, on rank 0, and take its result."""
         gradients = _gradients(parameters)
         if self._ranks.size == 1:
             return
-        flat = active * torch.cat([gradient.reshape(-1) for gradient in gradients])
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients]) / (share or 1.0)
         _put(self._ranks.combine(flat, lambda vectors: self._rule(vectors[:active])), gradients)
 
 

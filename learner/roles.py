@@ -19,6 +19,10 @@ class RoleSwap:
         self._by = config.swap_by
         self._interval = config.swap_interval
         self._enabled = config.slow == "chase" and config.swap != "never"
+        self.begin_afresh()
+
+    def begin_afresh(self) -> None:
+        """Begin an interval, and forget what was measured of this one."""
         self._steps, self._measured, self._lead = 0, 0, 0.0
 
     def observe(self, losses: tuple[float, float], fast_win_rate: float | None) -> bool:
@@ -38,7 +42,7 @@ class RoleSwap:
         if self._steps < self._interval:
             return False
         behind = self._measured > 0 and self._lead < 0
-        self._steps, self._measured, self._lead = 0, 0, 0.0
+        self.begin_afresh()
         return behind
 
     def state_dict(self) -> dict[str, Any]:

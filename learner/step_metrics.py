@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 from learner.examples import Example
+from learner.records import ScoredGroup
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -33,9 +33,19 @@ def logp_metrics(examples: Sequence[Example], policy_logps: Sequence[Sequence[fl
 
 
 def staleness_metrics(
-    examples: Sequence[Example], newest_version: int, opponent: Literal["slow"] | int | None
+    groups: Sequence[ScoredGroup], examples: Sequence[Example], newest_version: int
 ) -> dict[str, float]:
-    """How many versions old the policy's own answers are; an opponent is older by design."""
-    versions = [a.version for example in examples for a in example.answers if a.version not in (None, opponent)]
-    ages = [newest_version - version for version in versions if version is not None]
+    """How many versions old the policy's own answers are; an opponent's are older than their group's version by design.
+
+    Args:
+        groups: that were learned from.
+        examples: made of them, in the same order.
+        newest_version: published so far.
+    """
+    ages = [
+        newest_version - group.version
+        for group, example in zip(groups, examples, strict=True)
+        for answer in example.answers
+        if answer.version == group.version
+    ]
     return {"staleness_mean": _mean([float(age) for age in ages]), "staleness_max": float(max(ages))} if ages else {}

@@ -42,22 +42,22 @@ class TrainedAdapter:
         """Forget the gradient."""
         self.optimizer.zero_grad(set_to_none=True)
 
-    def step(self, rate: float, reducer: GradientReducer, active: int, learner_step: int) -> float:
+    def step(self, rate: float, reducer: GradientReducer, active: int, share: float, learner_step: int) -> float:
         """Reduce, clip and step at the job's learning rate times ``rate_ratio``; returns the gradient's norm before clipping.
 
-        ``active``: ranks that had examples.
+        ``active``: ranks that had examples; ``share``: of the batch's records that this rank had.
 
         Raises:
             TrainingError: the gradient is not finite.
             RankLost: another rank is gone or silent.
         """
         weights = list(self._policy.weights[self.slot].values())
-        reducer.reduce(weights, active)
+        reducer.reduce(weights, active, share)
         norm = float(torch.nn.utils.clip_grad_norm_(weights, self._config.optimizer.max_grad_norm))
         if not math.isfinite(norm):
             raise TrainingError(
                 f"the gradient is not finite at learner step {learner_step}; lower optimizer.learning_rate, "
-                "or use policy.dtype: float32 or bfloat16"
+                "or use policy.dtype: float32"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = rate * self.rate_ratio

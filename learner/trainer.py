@@ -32,7 +32,7 @@ from learner.planner import MicroBatch, plan_micro_batches, plan_share
 from learner.policy import FIRST, SECOND, Policy
 from learner.preference import fast_vs_slow_win_rate
 from learner.ranks import OneRank, Ranks
-from learner.records import CanaryText, Module, ScoredGroup
+from learner.records import Answer, CanaryText, Module, ScoredGroup
 from learner.reducer import build_reducer
 from learner.reference_store import FetchAdapter, ReferenceStore
 from learner.reference_values import AGAINST_THE_REFERENCE, OF_THE_REFERENCE, References, ReferenceValues
@@ -113,6 +113,8 @@ class Trainer:
         self.learner_step = 0
         self._swap = RoleSwap(config.adapters)
         self._swaps = 0
+        # which adapter was the fast one at the versions whose answers may still come, since roles may change in between
+        self._fast_at = {0: FIRST}
         self._rate = LearningRate(config.optimizer, config.schedule)
         self.join(ranks or OneRank())
         if config.policy.adapter is not None:
@@ -167,6 +169,9 @@ class Trainer:
             self._domain_step = 0
         if round != self._round:
             self._round, self._round_step = round, 0
+        self._fast_at.setdefault(version, self.fast.slot)
+        oldest = version - self.config.schedule.max_staleness
+        self._fast_at = {number: slot for number, slot in self._fast_at.items() if number >= oldest}
         self.references.round = version
         self.references.forget()
         self._offered.clear()
@@ -180,6 +185,11 @@ class Trainer:
         metrics = self.continual.combine(self.fast.slot)
         for module in self.modules:
             self._of(module).begin_afresh()
+        # equal weights have no past: neither a lead nor a rate that a change of roles left them
+        self._swap.begin_afresh()
+        self.fast.rate_ratio = 1.0
+        if self.slow is not None:
+            self.slow.rate_ratio = self.config.adapters.slow_rate_ratio
         self.policy.train(self.fast.slot)
         return metrics
 
@@ -201,6 +211,7 @@ class Trainer:
             "adapters": {module: self._of(module).state_dict() for module in self.modules},
             "swap": self._swap.state_dict(),
             "swaps": self._swaps,
+            "fast_at": list(self._fast_at.items()),
             "canary_candidates": self._candidates.texts,
         }
         files = {OPTIMIZER_FILE: self.fast.optimizer_bytes(), STATE_FILE: state_to_bytes(state)}
@@ -251,6 +262,7 @@ class Trainer:
         self.references.forget()
         self._swap.load_state_dict(state["swap"])
         self._swaps = state["swaps"]
+        self._fast_at = dict(state.get("fast_at", ()))  # versions of older releases do not say
         self._candidates = CanaryCandidates(state["canary_candidates"])
         for module in self.modules:
             self._versions.put(module, state["version"], self.policy.adapter(self._of(module).slot))
@@ -369,12 +381,14 @@ class Trainer:
             behind = self._learn(chased, examples, _with_others(values, others), plan)
 
         rate = self._rate.at(self.learner_step, self._round_step, self._domain_step)
-        active = min(self.ranks.size, len(examples))
-        norm = self.fast.step(rate, self._reducer, active, self.learner_step)
-        metrics = {**learned.sums, "gradient_norm": norm, "learning_rate": rate, "pairs": float(len(examples))}
+        records = examples[-1].first + len(examples[-1].selection.records)
+        active, share = min(self.ranks.size, len(examples)), sum(len(e.selection.records) for e in own) / records
+        used = rate * self.fast.rate_ratio
+        norm = self.fast.step(rate, self._reducer, active, share, self.learner_step)
+        metrics = {**learned.sums, "gradient_norm": norm, "learning_rate": used, "pairs": float(len(examples))}
         if behind is not None and chased is not None:
             metrics |= {f"slow_{name}": value for name, value in behind.sums.items()}
-            metrics["slow_gradient_norm"] = chased.step(rate, self._reducer, active, self.learner_step)
+            metrics["slow_gradient_norm"] = chased.step(rate, self._reducer, active, share, self.learner_step)
         if self.config.adapters.slow == "average":
             self._average()
         self.policy.train(self.fast.slot)
@@ -385,10 +399,10 @@ class Trainer:
         self.continual.remember([group for group in usable if group.group_id not in self._offered])
         self._offered |= {group.group_id for group in usable}
         self._candidates.add([*prompt, *answer] for example in examples for prompt, answer in example.texts)
-        metrics["records"] = float(sum(len(example.selection.records) for example in examples))
+        metrics["records"] = float(records)
         metrics["clipped_gradient"] = float(norm > self.config.optimizer.max_grad_norm)
         metrics |= logp_metrics(examples, [learned.logps[i] for i in range(len(examples))]) | staleness_metrics(
-            examples, newest_version, self.config.opponent
+            usable, examples, newest_version
         )
         metrics |= self._compare(groups, learned, behind)
         tokens = sum(sum(example.lengths) for example in examples)
@@ -406,11 +420,10 @@ class Trainer:
         What it returns is of the whole batch.
         """
         self.policy.train(trained.slot)
+        self._seed_dropout()
         stats = self._prepare(trained, examples, values, plan)
         count = max(1, stats.count)
-        if self.config.adapters.dropout > 0:
-            of_rank = (self.ranks.rank,) if self.ranks.rank > 0 else ()
-            torch.manual_seed(derive_seed(self.config.seed, "dropout", self.learner_step, *of_rank))
+        self._seed_dropout()
         trained.zero_grad()
         result = _Pass()
         for micro_batch in plan:
@@ -423,6 +436,12 @@ class Trainer:
             for i in micro_batch.examples:
                 result.logps[i] = [next(of_answers) for _ in examples[i].texts]
         return self._of_all_ranks(result, count)
+
+    def _seed_dropout(self) -> None:
+        """Begin the step's dropout masks: passes over the same micro-batches in the same order have the same ones."""
+        if self.config.adapters.dropout > 0:
+            of_rank = (self.ranks.rank,) if self.ranks.rank > 0 else ()
+            torch.manual_seed(derive_seed(self.config.seed, "dropout", self.learner_step, *of_rank))
 
     def _of_all_ranks(self, part: _Pass, count: int) -> _Pass:
         """The whole batch's pass, from every rank's: sums over ranks by ``count``, and all answers' log-probabilities."""
@@ -463,14 +482,17 @@ class Trainer:
         values: Values,
         plan: Sequence[MicroBatch],
     ) -> BatchStatistics:
-        """Phase one of the objective. Only objectives that look at the margins cost a pass over the batch, and every rank gets those of all."""
+        """Phase one of the objective. Only objectives that look at the margins cost a pass over the batch, and every rank gets those of all.
+
+        The pass is the one that is learned from, dropout included, so that what is known of the batch fits its losses.
+        """
         records = examples[-1].first + len(examples[-1].selection.records)
         objective = trained.objective
         if not objective.needs_margins:
             return objective.prepare(torch.zeros(records))
         parts: list[tuple[Tensor, Tensor]] = []
         for micro_batch in plan:
-            batch, _ = self._batch(trained, examples, values, micro_batch, self.policy.evaluating())
+            batch, _ = self._batch(trained, examples, values, micro_batch, torch.no_grad())
             assert batch.positions is not None
             parts.append((batch.positions, objective.margins(batch).cpu()))
         if self.ranks.size > 1:
@@ -495,7 +517,7 @@ class Trainer:
         if self.slow is None:
             return {}
         metrics: dict[str, float] = {}
-        win_rate = fast_vs_slow_win_rate(groups, self.config.temperature)
+        win_rate = fast_vs_slow_win_rate(groups, self.config.temperature, self._role_today)
         if win_rate is not None:
             metrics["fast_vs_slow_win_rate"] = win_rate
         if slow is None:
@@ -506,6 +528,15 @@ class Trainer:
                 self.fast.rate_ratio, self.slow.rate_ratio = self.slow.rate_ratio, self.fast.rate_ratio
             self._take_roles(self.slow, self.fast)
         return metrics | {"role_swaps": float(self._swaps), "first_is_fast": float(self.fast.slot == FIRST)}
+
+    def _role_today(self, answer: Answer) -> Module | None:
+        """The role of the adapter that wrote an answer, as roles stand now; None where neither adapter as it is now did."""
+        fast_then = None if answer.version is None else self._fast_at.get(answer.version)
+        if fast_then is None or answer.module is None:
+            return None
+        if fast_then == self.fast.slot:
+            return answer.module
+        return "slow" if answer.module == "fast" else "fast"
 
 
 def _own_loss(learned: _Pass) -> float:

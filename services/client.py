@@ -105,19 +105,27 @@ class _Service:
 
 
 class _Patience:
-    """How long a broken stream is tried again. Every event begins it anew."""
+    """How long a broken stream is tried again: counted from the first failure since the service answered, however quiet the job was."""
 
     def __init__(self, service: _Service) -> None:
         self._service = service
-        self.begin()
+        self.heard()
 
-    def begin(self) -> None:
-        """The service has been heard."""
-        self._deadline, self._wait = time.monotonic() + self._service._reconnect_seconds, 0.2
+    def reached(self) -> None:
+        """The service has taken the request of a stream."""
+        self._deadline: float | None = None
+
+    def heard(self) -> None:
+        """The stream has said something."""
+        self.reached()
+        self._wait = 0.2
 
     def after(self, error: Exception) -> None:
         """Raise when it is over."""
-        if time.monotonic() > self._deadline:
+        now = time.monotonic()
+        if self._deadline is None:
+            self._deadline = now + self._service._reconnect_seconds
+        if now >= self._deadline:
             raise error if isinstance(error, ServiceAbsent) else self._service._unreachable() from None
 
     def wait(self) -> float:
@@ -225,10 +233,12 @@ class Client(_Service):
                 with connect_sse(self._http, **self._stream(job_id, after)) as source:
                     if source.response.is_error:
                         source.response.read()
-                    for sent in source.iter_sse() if _flows(source) else ():
+                    flows = _flows(source)
+                    patience.reached()
+                    for sent in source.iter_sse() if flows else ():
+                        patience.heard()
                         if (event := _event(sent)) is not None:
                             after = event.seq
-                            patience.begin()
                             yield event
                 if self.get(job_id).state in TERMINAL and not self.events_page(job_id, after=after, limit=1).events:
                     return
@@ -327,11 +337,13 @@ class AsyncClient(_Service):
                 async with aconnect_sse(self._http, **self._stream(job_id, after)) as source:
                     if source.response.is_error:
                         await source.response.aread()
-                    if _flows(source):
+                    flows = _flows(source)
+                    patience.reached()
+                    if flows:
                         async for sent in source.aiter_sse():
+                            patience.heard()
                             if (event := _event(sent)) is not None:
                                 after = event.seq
-                                patience.begin()
                                 yield event
                 ended = (await self.get(job_id)).state in TERMINAL
                 if ended and not (await self.events_page(job_id, after=after, limit=1)).events:

@@ -221,6 +221,8 @@ def spawn(
             there is room.
     """
     variables = dict.fromkeys(THREAD_VARIABLES, str(threads)) | QUIET_THREADS | dict(env or {})
+    if gpus == 0:
+        variables["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves every card in sight of who asked for none
     options: dict[str, Any] = {
         "name": name,
         "namespace": NAMESPACE,

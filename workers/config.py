@@ -134,8 +134,16 @@ class SamplerConfig(Config):
             "schedule.mode: online, as far as lora_slots leaves room; else 0, and the service starts a sampler for chat when it is asked."
         ),
     )
-    start_timeout_seconds: float = Field(default=600, gt=0, description="Longest wait for the engine to start.")
-    request_timeout_seconds: float = Field(default=600, gt=0, description="Longest wait for one group of answers.")
+    start_timeout_seconds: float = Field(
+        default=1800,
+        gt=0,
+        description="Longest wait for the engine to start, the download of a model from the hub included.",
+    )
+    request_timeout_seconds: float = Field(
+        default=600,
+        gt=0,
+        description="Longest time in which a sampler that has work finishes no group of answers, or has none scored; what waits for its turn is not late.",
+    )
 
 
 class PairRMScorer(Config):
@@ -202,6 +210,9 @@ class ScorerResources(Config):
     batch_tokens: int = Field(default=16384, ge=64, description="Token budget of one forward pass, padding included.")
     max_waiting_groups: int = Field(
         default=256, ge=1, description="Groups that may wait to be scored; samplers wait at this bound."
+    )
+    start_timeout_seconds: float = Field(
+        default=1800, gt=0, description="Longest wait for its model, the download from the hub included."
     )
 
 

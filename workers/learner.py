@@ -7,10 +7,11 @@ that made it. That commit is what makes a version exist; a version in the store 
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from learner.digests import sha256
 from learner.records import FileEntry, Module, PolicyVersion, Record, ScoredGroup, VersionManifest
@@ -39,12 +40,30 @@ class StepResult(Record):
     metrics: dict[str, float]
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def in_turn(
+    method: Callable[Concatenate[LearnerWorker, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[LearnerWorker, P], Coroutine[Any, Any, T]]:
+    """One such call after the other: that of a caller who was cut off may still be at work when the next one comes."""
+
+    @functools.wraps(method)
+    async def waiting(self: LearnerWorker, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        async with self.turn:
+            return await method(self, *args, **kwargs)
+
+    return waiting
+
+
 class LearnerWorker(TrainerActor):
     """The learner's rank 0 in an actor of its own. The controller says when; the groups come straight from the queue."""
 
     def __init__(self, setup: LearnerSetup, lease_seconds: float) -> None:
         super().__init__(setup, lease_seconds)
         self.queue = Link(setup.queue)
+        self.turn = asyncio.Lock()
         self.others: tuple[Link, ...] = ()
         self.version = -1
         self.published: PolicyVersion | None = None
@@ -59,6 +78,7 @@ class LearnerWorker(TrainerActor):
         await self._load()
         return await self.go_back()
 
+    @in_turn
     async def go_back(self) -> LearnerStanding:
         """Go back to the newest committed version; what was leased since is released, and what was not committed is discarded (rule 11)."""
         trainer = self._ready()
@@ -70,7 +90,7 @@ class LearnerWorker(TrainerActor):
         self.learned.clear()
         if committed is None:
             trainer.add_canary_candidates(self.setup.canary_prompts)
-            await self.publish(0)
+            await self._publish(0)
         else:
             manifests = [await self.store.call("manifest", module, committed) for module in trainer.modules]
             files = [await self.store.call("files", module, committed) for module in trainer.modules]
@@ -85,6 +105,7 @@ class LearnerWorker(TrainerActor):
             raise RuntimeError(f"{self.setup.name} was asked for its version before it had started")
         return self.published
 
+    @in_turn
     async def begin_version(
         self, round: int, version: int, domain: str | None = None, ranks: Sequence[str] = ()
     ) -> LearnerStanding:
@@ -107,6 +128,7 @@ class LearnerWorker(TrainerActor):
         await self._all("begin_version", self._ready().begin_version, round, version, domain)
         return self._standing()
 
+    @in_turn
     async def step(self, count: int, *, minimum: int | None, pass_number: int, round: int | None) -> StepResult | None:
         """One optimizer step on ``count`` groups, or on at least ``minimum``; None when the queue has no such batch now.
 
@@ -139,6 +161,7 @@ class LearnerWorker(TrainerActor):
             },
         )
 
+    @in_turn
     async def combine(self, version: int) -> dict[str, float]:
         """End a domain, and publish the combination of the policies so far as ``version``; its weights, as metrics.
 
@@ -147,13 +170,17 @@ class LearnerWorker(TrainerActor):
         if version == self.version:
             return {}
         metrics = await self._alone(self._ready().combine)
-        await self.publish(version)
+        await self._publish(version)
         # a search for weights is not made twice, nor in two places
         await self._others("settle", version, None)
         return metrics
 
+    @in_turn
     async def publish(self, version: int) -> PolicyVersion:
         """Write the policy as it stands as ``version``, then commit. Calling it again for the version that it stands at changes nothing."""
+        return await self._publish(version)
+
+    async def _publish(self, version: int) -> PolicyVersion:
         if version == self.version and self.published is not None:
             return self.published
         if version != self.version + 1:

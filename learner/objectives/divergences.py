@@ -13,8 +13,9 @@ from learner.objectives.pairwise import MarginObjective, lead, pair
 from learner.objectives.parameters import ExoParameters, FDpoParameters, ObjectiveParameters, TdpoParameters
 from learner.objectives.registry import register
 
-LARGEST_EXPONENT = 80.0
-"""Log-ratios are bounded by this before exp, which stays finite in float32; beyond it there is no gradient."""
+LARGEST_EXPONENT = 40.0
+"""Log-ratios are bounded by this before exp, which stays finite in float32, as does the sum of squares that a gradient's norm
+is made of; beyond it there is no gradient."""
 
 
 @register("f-dpo")

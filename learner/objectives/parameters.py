@@ -11,7 +11,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Reference = Literal["auto", "start", "round", "behaviour", "slow"]
-Answers = Literal["pair", "top-vs-rest", "all"]
+Answers = Literal["pair", "given-pair", "top-vs-rest", "all"]
+
+USUAL_BETA = 0.1
+"""Beta of the DPO family, per nat of log-probabilities that are summed over tokens."""
 
 
 class ObjectiveParameters(BaseModel):
@@ -20,7 +23,8 @@ class ObjectiveParameters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     answers_of: ClassVar[Answers] = "pair"
-    """What one training record holds: a pair, the best answer with all others, or all answers."""
+    """What one training record holds: a pair, the better answer first; a pair in the order in which it was given; the best answer with
+    all others; or all answers."""
     compares_with_reference: ClassVar[bool] = True
     """Whether log-ratios to a reference are read."""
 
@@ -48,6 +52,13 @@ class ObjectiveParameters(BaseModel):
     def core(self) -> ObjectiveParameters:
         """The objective itself, without the wrappers round it."""
         return self
+
+    @property
+    def summed_beta(self) -> float:
+        """What scales log-ratios that are summed over tokens: `beta`, or 0.1 where that scales means over tokens or there is none."""
+        if getattr(self, "length_normalized", False):
+            return USUAL_BETA
+        return float(getattr(self, "beta", USUAL_BETA))
 
 
 def _beta(default: float, description: str = "Strength of the pull towards the reference.") -> Any:
@@ -112,6 +123,11 @@ class IpoParameters(ObjectiveParameters):
         description=_LENGTH_NORMALIZED + " The paper sums; popular trainers average, and then want a larger tau.",
     )
 
+    @property
+    def summed_beta(self) -> float:
+        """`tau`, or 0.1 where that scales means over tokens."""
+        return USUAL_BETA if self.length_normalized else self.tau
+
 
 class HingeParameters(ObjectiveParameters):
     """Hinge loss on the margin (SLiC, arXiv 2305.10425; normalised by a reference as in RSO, arXiv 2309.06657)."""
@@ -143,6 +159,11 @@ class SimpoParameters(ObjectiveParameters):
     )
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5, description="Assumed share of flipped preferences.")
     nll_weight: float = Field(default=0.0, ge=0, description="Weight of the chosen answer's mean token NLL.")
+
+    @property
+    def summed_beta(self) -> float:
+        """0.1, since beta scales means over tokens."""
+        return USUAL_BETA
 
 
 class AlphaDpoParameters(ObjectiveParameters):
@@ -277,6 +298,8 @@ class XpoParameters(ObjectiveParameters):
 class NashMdParameters(ObjectiveParameters):
     """Nash-MD (arXiv 2312.00886): policy gradient against a mixture of the policy and its reference; offline only."""
 
+    answers_of: ClassVar[Answers] = "given-pair"
+
     kind: Literal["nash-md"] = "nash-md"
     beta: float = _beta(0.1)
     mixture: float = Field(
@@ -326,6 +349,11 @@ class WrapperParameters(ObjectiveParameters):
     def core(self) -> ObjectiveParameters:
         """The objective inside, without wrappers."""
         return self.inner.core
+
+    @property
+    def summed_beta(self) -> float:
+        """As the objective inside."""
+        return self.inner.summed_beta
 
 
 class BetaDpoParameters(WrapperParameters):

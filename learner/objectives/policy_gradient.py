@@ -17,8 +17,9 @@ class NashMd(Objective):
     """``beta sum_t sg(log pi_t - log ref_t) log pi_t - (P(y beats y') - 1/2) log pi(y)`` (arXiv 2312.00886, section 7).
 
     y, the first answer, is the policy's; y' comes from the geometric mixture of policy and reference, with the
-    reference's share ``mixture``; P is the scorer's probability, position bias averaged out. A batch without
-    ``token_kl_products`` has each answer as a single action. Defaults: beta 0.1, mixture 0.5.
+    reference's share ``mixture``; P is the scorer's probability, position bias averaged out: below 1/2 where the policy's own
+    answer loses, which is then made less likely. A batch without ``token_kl_products`` has each answer as a single action.
+    Defaults: beta 0.1, mixture 0.5.
     """
 
     def __init__(self, parameters: ObjectiveParameters) -> None:

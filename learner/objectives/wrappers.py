@@ -246,7 +246,8 @@ class Chase(Wrapper):
     """OFS-DPO's losses of two modules (arXiv 2406.05534, eq. 3 to 6; the details are reconstructed). Default alpha 0.1.
 
     With h a module's difference of log-probabilities, own and other, ``L_FS = -log sigma(beta (h_fast - h_slow))``, its
-    argument clamped to ``margin_clamp``, and no gradient to the other module:
+    argument clamped to ``margin_clamp``, beta that of the loss inside (0.1 where it scales means over tokens), and no gradient
+    to the other module:
 
     * the fast module's loss is the loss inside plus ``alpha L_FS``;
     * the slow module's, `reported`, is the loss inside minus ``alpha L_FS``, which has no lower bound; `bounded` adds
@@ -260,9 +261,7 @@ class Chase(Wrapper):
         assert isinstance(parameters, ChaseParameters)
         self.options = parameters
         self.role: Literal["fast", "slow"] = "fast"
-        core = build_objective(parameters.core)
-        assert isinstance(core, PairObjective)
-        self.beta = core.beta
+        self.beta = parameters.summed_beta
         self.requires = self.inner.requires | {"other_logps"}
 
     def evaluate(self, batch: PreferenceBatch, stats: BatchStatistics) -> Evaluation:

@@ -17,6 +17,9 @@ from services.jobs.tables import ApiKeyRow, AuditRow
 _NO_DIGEST = key_digest("")
 """Compared with where there is no such key, so that an unknown id takes as long as a wrong secret."""
 
+SENT_CHARACTERS = 64
+"""Of what a client sends that an entry of the audit keeps: it may ask for any job, and say behind a proxy that it has any address."""
+
 
 class UnknownKey(InputError):
     """No key has this id."""
@@ -109,7 +112,11 @@ class AccessStore(Database):
 
     def note(self, entry: NewAuditEntry) -> AuditEntry:
         """Add to the audit. It is on disk when this returns."""
-        row = AuditRow(time=self._clock(), **entry.model_dump())
+        sent = {
+            name: value and value[:SENT_CHARACTERS]
+            for name, value in (("job_id", entry.job_id), ("address", entry.address))
+        }
+        row = AuditRow(time=self._clock(), **{**entry.model_dump(), **sent})
         with self._write() as session:
             session.add(row)
             session.flush()

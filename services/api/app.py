@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from services.api.routes import (
     versions,
 )
 from services.api.telemetry import JobCollector, RequestTelemetry
+from services.api.threads import enlarge_shared
 from services.chat.desk import ChatDesk, Samplers
 from services.jobs.dispatcher import Dispatcher
 from services.jobs.load import parse_job
@@ -145,19 +146,21 @@ def _lifespan(
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        enlarge_shared()
         stop = asyncio.Event()
-        looking = asyncio.create_task(dispatcher.run(stop)) if dispatcher is not None else None
-        chatting = asyncio.create_task(samplers.run(stop)) if samplers is not None else None
-        try:
+        async with AsyncExitStack() as ends:  # in reverse order, and each whatever the ones before it came to
+            ends.push_async_callback(asyncio.to_thread, access.close)
+            ends.push_async_callback(asyncio.to_thread, store.close)
+            if dispatcher is not None:
+                ends.push_async_callback(asyncio.to_thread, dispatcher.stop)
+                ends.push_async_callback(_ended, asyncio.create_task(dispatcher.run(stop)))
+            if samplers is not None:  # they end while the cluster is there, which goes with the dispatcher
+                ends.push_async_callback(_ended, asyncio.create_task(samplers.run(stop)))
+            ends.callback(stop.set)
             yield
-        finally:
-            stop.set()
-            if chatting is not None:  # while the cluster is there, which goes with the dispatcher
-                await chatting
-            if looking is not None and dispatcher is not None:
-                await looking
-                await asyncio.to_thread(dispatcher.stop)
-            await asyncio.to_thread(store.close)
-            await asyncio.to_thread(access.close)
 
     return lifespan
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    await task

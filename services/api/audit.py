@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -12,10 +11,9 @@ from services.access import keys
 from services.access.records import NewAuditEntry
 from services.access.store import AccessStore
 from services.api.guard import SAFE_METHODS, declared_scope
+from services.api.threads import Threads
 
 JOBS = "/v1/jobs/"
-ID_LENGTH = 64
-"""Characters of a job's id that the audit keeps: a client may ask for anything."""
 
 
 class Audit:
@@ -24,6 +22,7 @@ class Audit:
     def __init__(self, app: ASGIApp, store: AccessStore) -> None:
         self.app = app
         self.store = store
+        self._threads = Threads("audit")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, and note how it ended before the answer begins."""
@@ -60,8 +59,8 @@ class Audit:
             actor=caller.actor,
             address=scope["client"][0] if scope.get("client") else None,
             action=f"{scope['method']} {scope['route'].path}",
-            job_id=None if job_id is None else job_id[:ID_LENGTH],
+            job_id=job_id,
             request_id=scope.get("request_id"),
             status=status,
         )
-        await asyncio.to_thread(self.store.note, entry)
+        await self._threads.run(self.store.note, entry)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from services.access import keys
 from services.access.gate import Caller, Gate, Unknown
 from services.api.headers import is_api
 from services.api.problems import problem
+from services.api.threads import Threads
 from services.settings import is_loopback
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class Identify:
     def __init__(self, app: ASGIApp, gate: Gate) -> None:
         self.app = app
         self.gate = gate
+        self._threads = Threads("identify")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Look, and pass on whoever it is."""
@@ -54,7 +55,7 @@ class Identify:
             if given is None and _takes_cookie(scope):
                 given = cookie_parser(headers.get("cookie", "")).get(KEY_COOKIE)
                 scope["by_cookie"] = given is not None
-            scope["caller"] = await asyncio.to_thread(self.gate.identify, given, datetime.now(UTC))
+            scope["caller"] = await self._threads.run(self.gate.identify, given, datetime.now(UTC))
         await self.app(scope, receive, send)
 
 

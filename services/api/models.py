@@ -18,6 +18,9 @@ from learner.records import (
 from services.access.records import AuditEntry
 from services.jobs.records import JobEvent, JobSummary, MetricPoint, VersionRecord
 
+LAST_NUMBER = (1 << 31) - 1
+"""The highest number that an event or a version can have in every database."""
+
 
 class JobPage(Record):
     """Jobs, newest first. ``next`` is the cursor of the following page, where there is one."""

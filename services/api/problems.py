@@ -17,6 +17,7 @@ from starlette.routing import Match, Route
 from learner.errors import InputError
 from learner.records import Record
 from services.adapters import UnknownVersion
+from services.jobs.problems import Spelt
 from services.jobs.store import IdempotencyConflict, StateConflict, UnknownJob
 from services.secrets import mask
 
@@ -42,8 +43,8 @@ _STATUS: Mapping[type[InputError], tuple[int, str]] = {
 class FieldProblem(Record):
     """What is wrong with one field. ``param`` is its path, as a job file spells it."""
 
-    param: str | None
-    detail: str
+    param: Spelt | None
+    detail: Spelt
 
 
 class Problem(Record):
@@ -52,7 +53,7 @@ class Problem(Record):
     type: str = "about:blank"
     title: str
     status: int
-    detail: str
+    detail: Spelt
     code: str
     request_id: str | None = None
     errors: tuple[FieldProblem, ...] = Field(default=())

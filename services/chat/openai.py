@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from learner.errors import InputError
 from learner.records import Message, Record
 from services.chat.desk import Wish
+from services.jobs.problems import Spelt
 from services.jobs.prompts import chat_turns, short
 from workers.chat import MAX_ANSWERS, ChatPiece, TokenLogprob
 
@@ -179,9 +180,9 @@ class ModelEntries(Record):
 class ErrorDetail(Record):
     """What went wrong, as OpenAI's clients read it."""
 
-    message: str
+    message: Spelt
     type: str
-    param: str | None = None
+    param: Spelt | None = None
     code: str | None = None
 
 

@@ -81,7 +81,10 @@ class RaySamplers:
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
         for job_id in list(self._teams):
-            await self._end(job_id)
+            try:
+                await self._end(job_id)
+            except Exception:  # the others are to end too
+                logger.exception("chat's workers for %s were not ended; their leases end them", job_id)
 
     async def stream(self, job: ChatJob, request: ChatRequest) -> AsyncGenerator[ChatBegun | ChatPiece]:
         """Answer a request: first that a sampler has begun, then the answers piece by piece.
@@ -166,7 +169,7 @@ class RaySamplers:
         stay: Stay = self._places.enter(job.id)
         try:
             if stay.gone is not None:
-                await self._end(stay.gone)
+                await self._end_unused(stay.gone)
             async with self._ending:  # what is being ended under this name must be gone
                 team = self._teams.setdefault(job.id, _Team(job))
             yield team
@@ -307,11 +310,11 @@ class RaySamplers:
 
     async def _look(self) -> None:
         begins = await asyncio.to_thread(self._a_job_begins) if self._teams else False
-        gone = [job_id for job_id in self._teams if await asyncio.to_thread(self._deleted, job_id)]
+        gone = [job_id for job_id in list(self._teams) if await asyncio.to_thread(self._deleted, job_id)]
         for job_id in gone:
             self._places.drop(job_id)
         for job_id in {*gone, *self._places.due(all_unused=begins)}:
-            await self._end(job_id)
+            await self._end_unused(job_id)
         for job_id in list(self._teams):
             for role in ("versions", "sampler", "scorer"):
                 with suppress(WorkerUnavailable):
@@ -320,14 +323,26 @@ class RaySamplers:
     async def _end(self, job_id: str) -> None:
         """End a job's workers for chat alone: ask, then kill."""
         async with self._ending:
-            self._places.drop(job_id)
-            team = self._teams.pop(job_id, None)
-            for start in team.starts.values() if team is not None else ():
-                start.cancel()
-            for role in ("sampler", "scorer", "versions"):
-                with suppress(WorkerError, CallTimeout):
-                    await Link(_name(job_id, role)).call("stop", timeout_seconds=STOP_SECONDS)
+            await self._end_workers(job_id)
+
+    async def _end_unused(self, job_id: str) -> None:
+        """End the workers of a place that was taken away, unless somebody came back to it meanwhile."""
+        async with self._ending:
+            if job_id not in self._places:
+                await self._end_workers(job_id)
+
+    async def _end_workers(self, job_id: str) -> None:
+        self._places.drop(job_id)
+        team = self._teams.pop(job_id, None)
+        for start in team.starts.values() if team is not None else ():
+            start.cancel()
+        for role in ("sampler", "scorer", "versions"):
+            with suppress(WorkerError, CallTimeout):
+                await Link(_name(job_id, role)).call("stop", timeout_seconds=STOP_SECONDS)
+            try:
                 await asyncio.to_thread(cluster.kill, _name(job_id, role))
+            except CallTimeout as error:  # what comes after it is ended all the same
+                logger.warning("%s; its lease ends it", error)
 
     def _a_job_begins(self) -> bool:
         return bool(self._store.list(states=[JobState.VALIDATING], limit=1))

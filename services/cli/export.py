@@ -41,6 +41,7 @@ def export(
         int | None,
         typer.Option(
             min=0,
+            max=(1 << 31) - 1,
             help="Which version; of preferences, those it wrote. Default: the best, else the newest; of preferences, all.",
             show_default=False,
         ),
@@ -54,6 +55,7 @@ def export(
 ) -> None:
     """Write a job's adapter, its merged model, or its preference data. Runs where the job's files are."""
     from services.adapters import chosen_version
+    from services.jobs.files import writing
     from services.jobs.store import JobStore
 
     if adapter is None and merged is None and preferences is None:
@@ -71,30 +73,46 @@ def export(
         write_merged(job, wanted, merged, module)
         typer.echo(f"{merged}: the model with version {wanted} of {job_id} merged in")
     if preferences is not None:
-        count = write_preferences(job, preferences, version=version, messages=messages)
+        with writing(f"--preferences: {preferences}"):
+            count = write_preferences(job, preferences, version=version, messages=messages)
         typer.echo(f"{preferences}: {count} pairs")
 
 
 def write_adapter(job: JobRecord, version: int, folder: Path, module: Module = "fast") -> None:
-    """Copy one version's adapter into a folder that peft and vLLM load."""
+    """Copy one version's adapter into a folder that peft and vLLM load.
+
+    Raises:
+        UnknownVersion: it is not on disk.
+        InputError: the folder cannot be written.
+    """
     from services.adapters import adapter_files
+    from services.jobs.files import writing
 
     files = adapter_files(job, version, module)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
 
 
 def write_merged(job: JobRecord, version: int, folder: Path, module: Module = "fast") -> None:
-    """Merge one version into its base model and write both model and tokenizer in the transformers format."""
+    """Merge one version into its base model and write both model and tokenizer in the transformers format.
+
+    Raises:
+        UnknownVersion: it is not on disk.
+        InputError: the folder cannot be written.
+    """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from services.jobs.files import writing
     from services.jobs.spec import JobSpec
 
     policy = JobSpec.model_validate(job.spec).policy
     with tempfile.TemporaryDirectory() as place:
         write_adapter(job, version, Path(place), module)
+        with writing(folder):  # before the model is loaded
+            folder.mkdir(parents=True, exist_ok=True)
         base = AutoModelForCausalLM.from_pretrained(policy.model, revision=policy.revision, dtype=policy.dtype)
         model = PeftModel.from_pretrained(base, place).merge_and_unload()
     model.save_pretrained(folder)
@@ -198,5 +216,8 @@ def _said(text: str, messages: bool) -> Any:
 
 
 def _check_new(folder: Path | None) -> None:
-    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is there already and not empty; name another folder")
+    from services.jobs.files import writing
+
+    with writing(folder):
+        if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} is there already and not empty; name another folder")

@@ -19,7 +19,7 @@ class AnswersTab:
         self._live = desk.live
         self._chosen: int | None = None
         with box("div", "bar"):
-            self._version = ui.select([], label="Version", on_change=self._show).props("outlined dense")
+            self._version = ui.select({}, label="Version", on_change=self._show).props("outlined dense")
         self._table = box("div")
         self._shown: object = None
 
@@ -29,7 +29,7 @@ class AnswersTab:
         options = {version: f"version {version}" for version in known}
         if self._version.options != options:
             best = self._live.job.best_version
-            first = best if best in self._live.examples else known[-1]
+            first = best if best in self._live.examples else max(known, default=None)
             kept = self._version.value if self._version.value in options else first
             self._version.set_options(options, value=kept)
         self._version.set_visibility(bool(known))

@@ -14,6 +14,7 @@ from typing import Any
 
 from learner.errors import InputError
 from learner.records import Prompt
+from services.jobs.files import reading
 from services.jobs.paths import is_hub_name, is_prompt_file
 from services.jobs.prompts import json_rows, read_prompts, short
 from services.jobs.spec import PromptsConfig
@@ -145,7 +146,8 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield from json_rows(path)
         return
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        with reading(path):
+            data = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({str(error) or 'nested too deeply'})") from None
     if not isinstance(data, list):

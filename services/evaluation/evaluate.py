@@ -15,6 +15,7 @@ from services.evaluation.judges import FORMS, Judge, Progress, ScorerJudge, find
 from services.evaluation.sampling import EngineSettings, Writer, Written, best_of, best_of_scorer, write_all
 from services.evaluation.sides import AnswersSide, ModelSide, Side, find_side, on_one_engine, rendered
 from services.evaluation.url_judge import UrlJudge
+from services.jobs.files import writing
 from workers.config import PairRMScorer, ScorerConfig
 from workers.scorers.base import PreferenceScorer
 
@@ -73,8 +74,8 @@ def evaluate(request: Request, progress: Progress) -> Outcome:
         WorkerError: vLLM's process died.
     """
     contenders = (request.candidate, request.baseline)
-    if request.out is not None and request.out.exists() and any(request.out.iterdir()):
-        raise InputError(f"--out: {request.out} is not empty; name a new folder")
+    if request.out is not None:
+        _make_folder(request.out)
     sides = on_one_engine(
         {each.role: find_side(each.name, base=request.base, field=each.role.upper()) for each in contenders}
     )
@@ -101,8 +102,9 @@ def evaluate(request: Request, progress: Progress) -> Outcome:
             answers = best_of(written[role], prompts, picking, role, progress)
         players[role] = Player(contender.name, tuple(answers), contender.best_of, written[role].truncated_share)
     if request.out is not None:
-        for role, player in players.items():
-            write_answers(request.out / role / ANSWERS_FILE, prompts, player.answers, player.name)
+        with writing(f"--out: {request.out}"):
+            for role, player in players.items():
+                write_answers(request.out / role / ANSWERS_FILE, prompts, player.answers, player.name)
     outcome = compare(
         prompts,
         players["candidate"],
@@ -113,8 +115,19 @@ def evaluate(request: Request, progress: Progress) -> Outcome:
         progress=progress,
     )
     if request.out is not None:
-        _write_result(request.out / RESULT_FILE, outcome)
+        with writing(f"--out: {request.out}"):
+            _write_result(request.out / RESULT_FILE, outcome)
     return outcome
+
+
+def _make_folder(folder: Path) -> None:
+    """The folder for the answers and the result, before the work whose end it is."""
+    with writing(f"--out: {folder}"):
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--out: {folder} is a file; name a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise InputError(f"--out: {folder} is not empty; name a new folder")
 
 
 def _judge(request: Request, sides: Sequence[Side]) -> ScorerConfig | UrlJudge:

@@ -7,7 +7,6 @@ the running workers by name, and goes on from the newest version (rules 10 and 1
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from pathlib import Path
 
 from learner.errors import InputError
@@ -26,7 +25,6 @@ from services.jobs.placement import demands
 from services.jobs.records import JobError
 from services.jobs.rendering import PromptRenderer
 from services.jobs.report import write_report
-from services.jobs.rows import UnknownJob
 from services.jobs.spec import JobSpec
 from services.jobs.state import JobState, StateConflict
 from services.jobs.store import JobStore
@@ -63,19 +61,28 @@ class JobController:
         return True
 
     async def run(self) -> None:
-        """Run the job to its end, write down how it ended, and leave."""
+        """Run the job to its end, write down how it ended, and leave. It leaves whatever happens: a job whose controller is gone is put back."""
         try:
             await self._run_to_its_end()
         except StateConflict as conflict:
             self.log.info("the job has been ended meanwhile: %s", conflict)
+        except Exception:  # the job store failed, which may have been the fault to write down
+            self.log.exception("how the job ended was not written down")
+        try:
+            await self._report()
+        except Exception:
+            self.log.exception("the trackers were not told the end")
+        finally:
+            cluster.leave()
+
+    async def _report(self) -> None:
+        """Write the report, and let the trackers finish with it."""
         try:
             await asyncio.to_thread(write_report, self.store, self.job_id, self.paths.report)
         except Exception as error:
             self.log.exception("the report was not written")
-            with suppress(UnknownJob):  # it was deleted as soon as it had ended
-                self.journal.event("warning", f"the report was not written: {error}")
+            self.journal.warning(f"the report was not written: {error}")
         await asyncio.to_thread(self.journal.end_tracking, self.paths.report)
-        cluster.leave()
 
     async def _run_to_its_end(self) -> None:
         """Run the job and write down how it ended.

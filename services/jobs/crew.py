@@ -41,6 +41,7 @@ class Member:
     gpus: float = 0.0
     threads: int = 1
     start_timeout_seconds: float = 300.0
+    start_setting: str = "resources"
     max_concurrency: int | None = None
 
     @property
@@ -184,7 +185,15 @@ class Crew:
         )
         return (
             Member(
-                setup.name, "scorer", ScorerWorker, (setup, lease), resources.cpus, resources.gpus, resources.threads
+                setup.name,
+                "scorer",
+                ScorerWorker,
+                (setup, lease),
+                resources.cpus,
+                resources.gpus,
+                resources.threads,
+                resources.start_timeout_seconds,
+                "resources.scorer.start_timeout_seconds",
             ),
         )
 
@@ -218,10 +227,11 @@ class Crew:
             max_staleness=spec.schedule.max_staleness,
         )
         size = (resources.cpus, resources.gpus, resources.threads)
-        members = [Member(setup.name, "learner", LearnerWorker, (setup, lease), *size)]
+        start = (resources.start_timeout_seconds, "resources.learner.start_timeout_seconds")
+        members = [Member(setup.name, "learner", LearnerWorker, (setup, lease), *size, *start)]
         for number in range(1, resources.ranks):
             own = replace(setup, name=self._name(f"learner-{number}"))
-            members.append(Member(own.name, "learner-rank", LearnerRank, (own, lease), *size))
+            members.append(Member(own.name, "learner-rank", LearnerRank, (own, lease), *size, *start))
         return members
 
     def _samplers(self, lease: float, worker_extension: str | None) -> tuple[Member, ...]:
@@ -263,6 +273,7 @@ class Crew:
                 gpus=resources.gpus,
                 threads=resources.threads,
                 start_timeout_seconds=resources.start_timeout_seconds,
+                start_setting="resources.sampler.start_timeout_seconds",
             )
             for number in range(resources.count)
         )

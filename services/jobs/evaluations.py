@@ -157,7 +157,6 @@ class Evaluator:
             self.baseline = self._ask(0, "baseline")
         shares = self._ask(version, version)
         scorer = self.crew.scorers[0].link
-        limit = self.spec.resources.sampler.request_timeout_seconds
         result: EvaluationResult = await scorer.call(
             "evaluate",
             version,
@@ -165,8 +164,8 @@ class Evaluator:
             len(shares),
             *shares,
             *self.baseline,
-            timeout_seconds=limit,
-            setting="resources.sampler.request_timeout_seconds",
+            timeout_seconds=self.spec.evaluation.timeout_seconds,
+            setting="evaluation.timeout_seconds",
         )
         return result
 

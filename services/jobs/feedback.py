@@ -27,6 +27,7 @@ from services.jobs.prompts import chat_turns, json_rows, short
 from services.jobs.records import FeedbackCounts, Preference, PreferencesReceipt
 from services.jobs.rendering import PromptRenderer
 from services.jobs.spec import JobSpec
+from services.jobs.state import StateConflict
 from services.jobs.store import JobStore
 from workers.replay.rows import LedgerCounts
 from workers.replay.view import LedgerView
@@ -138,8 +139,13 @@ def take_in(
     """
     job = store.get(job_id)
     spec = JobSpec.model_validate(job.spec)
-    check_open(job_id, job.state, spec)
-    renderer = _renderer(spec)
+    try:
+        check_open(job_id, job.state, spec)
+        renderer = _renderer(spec)
+    except StateConflict:
+        if idempotency_key is None:
+            raise
+        renderer = None  # the store refuses it too, unless the key says that it was done while the job took preferences
     preferences, complaints = list[Preference](), list[str]()
     for place, each in enumerate(data):
         where = f"preferences[{place}]"

@@ -140,11 +140,20 @@ def append(session: Session, job_id: str, events: Sequence[NewEvent], now: datet
     """Number events and add them, within a transaction that writes."""
     last = session.scalar(select(func.max(EventRow.seq)).where(EventRow.job_id == job_id)) or 0
     rows = [
-        EventRow(job_id=job_id, seq=last + place, time=now, **mask_json(new.model_dump(mode="json")))
+        EventRow(job_id=job_id, seq=last + place, time=now, **mask_json(_finite_json(new.model_dump(mode="json"))))
         for place, new in enumerate(events, start=1)
     ]
     session.add_all(rows)
     return [_event(row) for row in rows]
+
+
+def _finite_json(value: Any) -> Any:
+    """The same with null for NaN and the infinities, which JSON does not know and PostgreSQL refuses."""
+    if isinstance(value, dict):
+        return {key: _finite_json(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite_json(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | None]:

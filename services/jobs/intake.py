@@ -22,7 +22,7 @@ from services.jobs.prepare import PreparedPrompts
 from services.jobs.spec import JobSpec
 from services.jobs.stream import Place, PromptStream
 from services.jobs.tickets import Standing, TicketOffice
-from workers.errors import CallTimeout, WorkerDied, WorkerError, WorkerUnavailable
+from workers.errors import WorkerDied, WorkerError, WorkerUnavailable
 from workers.fleet import Fleet
 from workers.messages import GroupFailure, SamplerStatus
 from workers.replay.rows import LedgerCounts
@@ -198,6 +198,7 @@ class SelfPlayIntake(Intake):
         self.assigned: dict[str, str] = {}  # group id to the sampler that writes it
         self.tries: Counter[str] = Counter()
         self.orphans: set[str] = set()
+        self.dealing: set[str] = set()  # on their way to samplers, which takes a while in a large round
         self.slots_per_sampler = max(1, spec.resources.sampler.max_running_requests // spec.sampling.answers)
 
     async def grant(self, version: int) -> int:
@@ -228,12 +229,17 @@ class SelfPlayIntake(Intake):
         failures = [failure for status in statuses for failure in status.failures]
         for group_id in [group_id for group_id in self.assigned if group_id not in granted]:
             del self.assigned[group_id]
+        retried = []
         for failure in failures:
             ticket = granted.get(failure.group_id)
             if ticket is not None and failure.attempt == ticket.attempt:  # an older attempt's failure was dealt with
-                await self._retry_or_give_up(granted.pop(failure.group_id), failure, version)
+                del granted[failure.group_id]
+                if await self._may_be_retried(ticket, failure):
+                    retried.append(ticket)
+        if retried:
+            await self._again(retried, version)
         # a group may be on its way from the sampler's list to the queue's rows: an orphan is one twice
-        lost = {group_id for group_id in granted if group_id not in held}
+        lost = granted.keys() - held - self.dealing
         twice, self.orphans = lost & self.orphans, lost
         if twice:
             await self._again([granted[group_id] for group_id in sorted(twice)], version)
@@ -273,17 +279,24 @@ class SelfPlayIntake(Intake):
 
     async def _deal(self, tickets: Sequence[Ticket], serving: Sequence[str]) -> None:
         """Deal tickets by index, so that a sampler's share of a round is fixed by rule; a further attempt goes to the next sampler."""
-        for place, name in enumerate(serving):
-            share = [ticket for ticket in tickets if (ticket.index + ticket.attempt) % len(serving) == place]
-            if not share:
-                continue
-            for ticket in share:
-                self.assigned[ticket.group_id] = name
-            try:
-                await self.crew.member(name).link.call("write", share)
-            except (WorkerDied, WorkerUnavailable, CallTimeout) as error:
-                # the watch sees the sampler's death, or the groups as orphans, and deals them again
-                self.journal.log.warning("%s took no tickets: %s", name, error)
+        shares = {
+            name: [ticket for ticket in tickets if (ticket.index + ticket.attempt) % len(serving) == place]
+            for place, name in enumerate(serving)
+        }
+        dealt = {ticket.group_id for ticket in tickets}
+        self.assigned |= {ticket.group_id: name for name, share in shares.items() for ticket in share}
+        self.dealing |= dealt
+        try:
+            await asyncio.gather(*(self._hand(name, share) for name, share in shares.items() if share))
+        finally:
+            self.dealing -= dealt
+
+    async def _hand(self, name: str, share: Sequence[Ticket]) -> None:
+        try:
+            await self.crew.member(name).link.call("write", share)
+        except (WorkerDied, WorkerUnavailable, TimeoutError) as error:
+            # the watch sees the sampler's death, or the groups as orphans, and deals them again
+            self.journal.log.warning("%s took no tickets: %s", name, error)
 
     async def _again(self, tickets: Sequence[Ticket], version: int) -> None:
         serving = self.fleet.serving(version)
@@ -303,13 +316,14 @@ class SelfPlayIntake(Intake):
         await self.queue.call("admit", renewed)
         await self._deal(renewed, serving)
 
-    async def _retry_or_give_up(self, ticket: Ticket, failure: GroupFailure, version: int) -> None:
+    async def _may_be_retried(self, ticket: Ticket, failure: GroupFailure) -> bool:
+        """Whether a group that failed has tries left; it is given up otherwise."""
         self.tries[ticket.group_id] += 1
         if self.tries[ticket.group_id] < self.spec.resources.fleet.max_prompt_attempts:
             self.journal.log.warning("%s failed in the %s: %s", ticket.group_id, failure.stage, failure.reason)
-            await self._again([ticket], version)
-        else:
-            await self._give_up(ticket, failure.stage, failure.reason)
+            return True
+        await self._give_up(ticket, failure.stage, failure.reason)
+        return False
 
     async def _give_up(self, ticket: Ticket, stage: Stage, reason: str) -> None:
         await self.queue.call("fail", ticket.group_id, stage, reason)

@@ -30,6 +30,13 @@ class Journal:
         self.log.info("%s: %s", kind, message, extra={"group_id": data.get("group_id")})
         self.store.append_event(self.job_id, kind, message, data)
 
+    def warning(self, message: str) -> None:
+        """Something went wrong beside the job. Never raises: the log has what could not be written, as when the job was deleted."""
+        try:
+            self.event("warning", message)
+        except Exception:
+            self.log.exception("a warning was not written down")
+
     def metrics(
         self, values: Mapping[str, float], *, version: int | None = None, learner_step: int | None = None
     ) -> None:
@@ -42,7 +49,7 @@ class Journal:
         """Tell the job's trackers from now on."""
         for name in spec.output.trackers:
             build = partial(open_tracker, name, self.job_id, spec, paths)
-            self._forwarders.append(Forwarder(name, build, partial(self.event, "warning")))
+            self._forwarders.append(Forwarder(name, build, self.warning))
 
     def end_tracking(self, report: Path) -> None:
         """Give the trackers the report, and let them finish. Blocks for a while where one is slow."""

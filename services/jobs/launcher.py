@@ -31,6 +31,7 @@ class Launcher:
 
     def start(self, job_id: str) -> None:
         """Start a job's controller and let it run. Where it runs already, nothing changes."""
+        self._silent_since.pop(job_id, None)  # the silence of one before it
         settings = self.settings
         cluster.spawn(
             JobController,
@@ -50,9 +51,10 @@ class Launcher:
             since = self._silent_since.setdefault(job_id, time.monotonic() - PING_SECONDS)
             if time.monotonic() - since < self.settings.start_timeout_seconds:
                 return True
-            cluster.kill(controller_name(job_id))
+            self._end(job_id)
             return False
         except WorkerError:
+            self._silent_since.pop(job_id, None)
             return False
         self._silent_since.pop(job_id, None)
         return True
@@ -62,8 +64,12 @@ class Launcher:
         limit = time.monotonic() + self.settings.start_timeout_seconds
         while self.alive(job_id) and time.monotonic() < limit:
             time.sleep(0.1)
-        cluster.kill(controller_name(job_id))
+        self._end(job_id)
 
     def close(self) -> None:
         """Leave the cluster, and end it where this process brought it up."""
         cluster.disconnect()
+
+    def _end(self, job_id: str) -> None:
+        self._silent_since.pop(job_id, None)  # of no meaning for the controller that comes after
+        cluster.kill(controller_name(job_id))

@@ -22,6 +22,9 @@ from services.secrets import mask_json
 
 BLOCK_BYTES = 1 << 16
 
+TAIL_BYTES = 8 << 20
+"""Of a file's end, that are looked at for its last lines: a progress bar can write for days without ending one."""
+
 MOST_LINES = 50_000
 """Lines that one page looks at, however few of them are wanted."""
 
@@ -56,15 +59,19 @@ class LogPage(Record):
 
 
 def tail(path: Path, lines: int) -> str:
-    """The last lines of a text file, read from its end."""
-    found = b""
+    """The last lines of a text file, read from its end; at most `TAIL_BYTES` of it."""
+    blocks: list[bytes] = []
+    ends = 0
     with path.open("rb") as file:
         position = file.seek(0, 2)
-        while position > 0 and found.count(b"\n") <= lines:
-            size = min(BLOCK_BYTES, position)
+        first = max(0, position - TAIL_BYTES)
+        while position > first and ends <= lines:
+            size = min(BLOCK_BYTES, position - first)
             position -= size
             file.seek(position)
-            found = file.read(size) + found
+            blocks.append(file.read(size))
+            ends += blocks[-1].count(b"\n")
+    found = b"".join(reversed(blocks))
     return "\n".join(found.decode("utf-8", errors="replace").splitlines()[-lines:])
 
 

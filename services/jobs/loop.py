@@ -63,7 +63,7 @@ class SelfPlayLoop:
         self.plan = DomainPlan(spec.schedule)
         self.unpaused = asyncio.Event()
         self.unpaused.set()
-        self.sampled_tokens = (clock(), 0.0)
+        self.sampled_at, self.sampled_tokens = clock(), dict[str, float]()
         self.counted_at = clock() - COUNT_SECONDS
         self.round_metrics: dict[str, float] = {}
         self.evaluating: asyncio.Future[None] | None = None
@@ -76,17 +76,18 @@ class SelfPlayLoop:
             JobCancelled: somebody asked for its end.
         """
         self.journal.progress(0.0, "starting workers")
+        leases = asyncio.ensure_future(self.supervisor.renew_leases())
         watch = asyncio.ensure_future(self._watch())
         turn = asyncio.ensure_future(self._turn())
         try:
-            await asyncio.wait({watch, turn, self.supervisor.failure}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (self.supervisor.failure, watch, turn):
+            await asyncio.wait({leases, watch, turn, self.supervisor.failure}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (self.supervisor.failure, leases, watch, turn):
                 if task.done():
                     task.result()
         finally:
-            watch.cancel()
-            turn.cancel()
-            await asyncio.gather(watch, turn, return_exceptions=True)
+            for task in (leases, watch, turn):
+                task.cancel()
+            await asyncio.gather(leases, watch, turn, return_exceptions=True)
 
     async def stop(self) -> None:
         """End the workers."""
@@ -179,8 +180,8 @@ class SelfPlayLoop:
                 )
                 break
             except (WorkerDied, WorkerUnavailable) as error:
-                self.journal.event("learner_interrupted", f"version {self.version + 1} begins again: {error}")
                 newest = await self._go_back()
+                self.journal.event("learner_interrupted", f"version {self.version + 1} begins again: {error}")
                 if newest.version > self.version:  # the commit went through, only its answer was lost
                     break
         self.round_metrics |= {"publish_seconds": self.clock() - publishing, "round_seconds": self.clock() - began}
@@ -205,8 +206,8 @@ class SelfPlayLoop:
                 newest: PolicyVersion = await learner.call("newest")
                 break
             except (WorkerDied, WorkerUnavailable) as error:
-                self.journal.event("learner_interrupted", f"version {self.version + 1} begins again: {error}")
                 newest = await self._go_back()
+                self.journal.event("learner_interrupted", f"version {self.version + 1} begins again: {error}")
                 if newest.version > self.version:  # the commit went through, only its answer was lost
                     break
         self.round_metrics = {**metrics, "combining_seconds": self.clock() - began}
@@ -227,6 +228,8 @@ class SelfPlayLoop:
                 learner = await self.supervisor.ready(self.crew.learner.name)
                 await learner.call("go_back")
                 newest: PolicyVersion = await learner.call("newest")
+                # what was measured of steps that are taken back would be counted twice
+                self.journal.store.rewind(self.journal.job_id, learner_step=newest.learner_step)
                 return newest
             except (WorkerDied, WorkerUnavailable) as error:
                 self.journal.log.info("the learner cannot go back yet: %s", error)
@@ -375,10 +378,11 @@ class SelfPlayLoop:
         await self.intake.observe(self.version, statuses)
         standing, counts = await self.intake.standing(self.version)
         now = self.clock()
-        tokens = sum(status.metrics.get("sample_tokens_total", 0.0) for status in statuses)
-        then, before = self.sampled_tokens
-        rate = max(0.0, tokens - before) / (now - then) if now > then else 0.0
-        self.sampled_tokens = (now, tokens)
+        before = dict(self.sampled_tokens)  # a sampler that did not answer this time keeps its count
+        self.sampled_tokens |= {s.sampler: s.metrics.get("sample_tokens_total", 0.0) for s in statuses}
+        written = sum(max(0.0, count - before.get(name, 0.0)) for name, count in self.sampled_tokens.items())
+        rate = written / (now - self.sampled_at) if now > self.sampled_at else 0.0
+        self.sampled_at, tokens = now, sum(self.sampled_tokens.values())
         queue = await self.crew.queue.link.call("metrics")
         self.journal.metrics(
             {

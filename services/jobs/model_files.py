@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from learner.errors import InputError
+from services.jobs.files import reading
 
 MAX_HEADER_BYTES = 100_000_000
 OUTPUT_MODULES = ("lm_head", "embed_out")
@@ -151,9 +152,11 @@ def read_model(folder: Path, key: str = "policy.model") -> ModelFiles:
         key: the job's key that names the folder, for errors.
 
     Raises:
-        InputError: no configuration, broken JSON, a broken safetensors header, or weights in pickled files only.
+        InputError: no configuration, broken JSON, a broken safetensors header, weights in pickled files only, or what cannot be read.
     """
-    if not (folder / "config.json").is_file():
+    with reading(f"{key}: {folder}"):
+        found = (folder / "config.json").is_file()
+    if not found:
         hint = (
             " (it holds a LoRA adapter: name it under policy.adapter)"
             if (folder / "adapter_config.json").is_file()
@@ -204,12 +207,13 @@ def read_json(path: Path, key: str) -> dict[str, Any]:
     """A JSON file's mapping.
 
     Raises:
-        InputError: the file is missing, or is no JSON mapping.
+        InputError: the file is missing, cannot be read, or is no JSON mapping.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{key}: there is no file {path}") from None
+        with reading(f"{key}: {path}"):
+            if not path.exists():
+                raise InputError(f"{key}: there is no file {path}")
+            data = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{key}: {path} is not JSON ({error})") from None
     if not isinstance(data, dict):
@@ -221,9 +225,9 @@ def safetensors_shapes(path: Path, key: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors in a safetensors file, from its header alone.
 
     Raises:
-        InputError: the header is not one.
+        InputError: it cannot be read, or the header is not one.
     """
-    with path.open("rb") as file:
+    with reading(f"{key}: {path}"), path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         header = file.read(length) if 0 < length <= MAX_HEADER_BYTES else b""

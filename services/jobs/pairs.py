@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from learner.errors import InputError
 from learner.preference import CERTAIN_LOGIT
 from learner.records import Message, Prompt, ScorerIdentity
+from services.jobs.files import reading
 from services.jobs.model_checks import answer_end, eos_token_ids
 from services.jobs.model_files import ModelFiles
 from services.jobs.paths import is_prompt_file
@@ -33,7 +34,11 @@ AnswerIds: TypeAlias = "tuple[array[int], array[int]]"
 
 @dataclass(frozen=True)
 class GivenPair:
-    """One row: a prompt with its better and its worse answer. ``logit``: that the better one beats the other; ``where``: file and line."""
+    """One row: a prompt with its better and its worse answer. ``logit``: that the better one beats the other; ``where``: file and line.
+
+    For an objective that learns from pairs in the order of the file (nash-md) these are the policy's own answer and its opponent's, and
+    the logit is below 0 where the policy's own loses.
+    """
 
     where: str
     prompt: Prompt
@@ -66,12 +71,15 @@ class PreparedPairs(PreparedPrompts):
         )
 
 
-def read_pairs(config: PromptsConfig, base_dir: Path | None = None, key: str = "prompts") -> list[GivenPair]:
+def read_pairs(
+    config: PromptsConfig, base_dir: Path | None = None, key: str = "prompts", chosen_may_lose: bool = False
+) -> list[GivenPair]:
     """All pairs of a source, in its order; `limit` keeps the first so many.
 
     Args:
         base_dir: folder that a relative path is taken from; default: the working directory.
         key: the job's key of this section, for errors.
+        chosen_may_lose: whether the scores may say that the chosen answer is the worse one.
 
     Raises:
         InputError: the source cannot be read, holds nothing, or an entry is no pair (its file and line are named).
@@ -82,7 +90,7 @@ def read_pairs(config: PromptsConfig, base_dir: Path | None = None, key: str = "
             prompt,
             _answer_turns(where, row, config.chosen_column, f"{key}.chosen_column")[-1].text,
             _answer_turns(where, row, config.rejected_column, f"{key}.rejected_column")[-1].text,
-            _logit(where, row, config),
+            _logit(where, row, config, chosen_may_lose),
         )
         for where, row, prompt in read_rows(config, base_dir, key, _turns_before_the_answers)
     ]
@@ -98,7 +106,7 @@ def prepare_pairs(
             cut short enough; none is left.
     """
     renderer = renderer or PromptRenderer(model.folder)
-    pairs = read_pairs(spec.prompts, base_dir)
+    pairs = read_pairs(spec.prompts, base_dir, chosen_may_lose=spec.objective.record == "given-pair")
     prompts = [pair.prompt for pair in pairs]
     prompt_ids, answer_ids = render_pairs(pairs, model, renderer)
     limit = context_tokens(spec, model) or math.inf
@@ -190,14 +198,14 @@ def _answer_turns(where: str, row: Mapping[str, Any], column: str, key: str) -> 
     return turns
 
 
-def _logit(where: str, row: Mapping[str, Any], config: PromptsConfig) -> float:
+def _logit(where: str, row: Mapping[str, Any], config: PromptsConfig, chosen_may_lose: bool) -> float:
     """The difference of the answers' scores; a certain preference where a row has none."""
     columns = [config.chosen_score_column, config.rejected_score_column]
     found = [(column, row.get(column)) for column in columns if column is not None]
     if len(found) < 2 or any(value in (None, "") for _, value in found):
         return CERTAIN_LOGIT
     chosen, rejected = (_score(where, column, value) for column, value in found)
-    if not chosen >= rejected or not math.isfinite(chosen - rejected):
+    if not (chosen >= rejected or chosen_may_lose) or not math.isfinite(chosen - rejected):
         raise InputError(
             f"{where}: the scores {chosen:g} of the better answer and {rejected:g} of the worse one contradict their order; mend the row, "
             "or set prompts.chosen_score_column: null to leave scores alone"
@@ -242,7 +250,7 @@ def _identity(config: PromptsConfig, pairs: Sequence[GivenPair], base_dir: Path 
     """The file and its SHA-256; of a hub dataset, the SHA-256 of the pairs that were read."""
     if is_prompt_file(config.source):
         path = (base_dir or Path()) / config.source
-        with path.open("rb") as file:
+        with reading(f"prompts.source: {path}"), path.open("rb") as file:
             return ScorerIdentity(kind="file", name=path.name, version=hashlib.file_digest(file, "sha256").hexdigest())
     digest = hashlib.sha256()
     for pair in pairs:

@@ -84,12 +84,27 @@ class _Places:
             path = self._confined(f"{key}.source", name)
             if not path.is_file():
                 raise InputError(f"{key}.source: there is no file {path}; name one that is there, or put it there")
+            if not is_prompt_file(path.name):
+                path = self._link(f"{key}.source", name, path)
             return config.model_copy(update={"source": str(path)})
         if is_hub_name(name) and not os.path.exists(self._base / name):  # pathlib's raises where a name is too long
             return config
         raise InputError(
             f"{key}.source: {name} is neither a .jsonl, .csv or .parquet file nor a dataset on the Hugging Face hub (organisation/name)"
         )
+
+    def _link(self, key: str, name: str, file: Path) -> Path:
+        """A link to a file of another ending, as caches have them: it keeps its name, which says how the file is read.
+
+        Its folder must lie inside the roots too, and nothing between it and the file, or somebody else could let it lead elsewhere later.
+        """
+        given = Path(name).expanduser()
+        link = self._confined(key, str(given.parent)) / given.name
+        if self._roots is not None and os.path.normpath(link.parent / link.readlink()) != str(file):
+            raise InputError(
+                f"{key}: {name} leads over other links to {file}, a file of another ending; let it point at that file itself"
+            )
+        return link
 
     def _confined(self, key: str, name: str) -> Path:
         try:

@@ -64,12 +64,13 @@ def prompt_tokens(spec: JobSpec, model: ModelFiles) -> int | None:
     context = context_tokens(spec, model)
     if context is None:
         return None
-    if spec.sampling.max_tokens >= context:
+    if spec.sampling.max_tokens >= context - 1:
         raise InputError(
             f"sampling.max_tokens: {spec.sampling.max_tokens} leaves no room for a prompt in a context of {context} tokens; lower it"
             + ("" if context == model.context_tokens else " or raise policy.max_context_tokens")
         )
-    return context - spec.sampling.max_tokens
+    # one token stays free: the engine measures prompt and answer together only where one more fits
+    return context - spec.sampling.max_tokens - 1
 
 
 def prepare_prompts(

@@ -12,9 +12,9 @@ import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
 
 from learner.errors import InputError
@@ -42,7 +42,16 @@ def shown(value: object) -> str:
     except (TypeError, ValueError):  # a key that is no text, a list that holds itself, or thousands of digits
         text = f"a value of type {type(value).__name__}"
     text = text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
+    return spelt(text)
+
+
+def spelt(text: str) -> str:
+    """A text with the halves of surrogate pairs, which cannot be sent or stored, spelt out."""
     return text.encode(errors="backslashreplace").decode()
+
+
+Spelt = Annotated[str, BeforeValidator(spelt)]
+"""A text that can be sent: an error's, which may quote anything."""
 
 
 def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -54,7 +63,7 @@ def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     for key, value in pairs:
         if key in keys:
-            raise InputError(f"the key `{key}` stands twice in one mapping; keep one")
+            raise InputError(f"the key `{spelt(key)}` stands twice in one mapping; keep one")
         keys[key] = value
     return keys
 

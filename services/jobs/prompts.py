@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from learner.errors import InputError
 from learner.records import Message, Prompt, Role, TextPart
+from services.jobs.files import reading
 from services.jobs.paths import is_prompt_file
 from services.jobs.problems import NOT_TEXT, shown, unique_keys
 from services.jobs.spec import PromptsConfig
@@ -175,16 +176,17 @@ def _file_rows(path: Path, key: str) -> Iterator[Row]:
     }
     if not path.is_file():
         raise InputError(f"{key}.source: there is no file {path}")
-    return readers[path.suffix](path)
+    with reading(f"{key}.source: {path}"):
+        yield from readers[path.suffix](path)
 
 
 def json_rows(path: Path) -> Iterator[Row]:
     """The objects of a JSON Lines file; empty lines are passed over.
 
     Raises:
-        InputError: a line holds no JSON object, or one with a key twice.
+        InputError: it cannot be read, or a line holds no JSON object, or one with a key twice.
     """
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             where = f"{path}, line {number}"
             try:

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from learner.errors import InputError
 from learner.records import Message, Prompt
 from learner.rendered import transformers_tokenizer
+from services.jobs.files import reading
 from services.jobs.model_files import read_json
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -204,8 +205,13 @@ def _token_text(value: object) -> str | None:
 
 def _chat_template(folder: Path, config: dict[str, Any], key: str) -> str | None:
     """The template's text: its own file first, then the one in the tokenizer's configuration."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        try:
+            with reading(f"{key}: {path}"):
+                return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise InputError(f"{key}: {path} is not UTF-8 text; fetch the model again") from None
     value = config.get("chat_template")
     if value is None and (folder / "chat_template.json").is_file():
         value = read_json(folder / "chat_template.json", key).get("chat_template")

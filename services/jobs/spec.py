@@ -56,11 +56,12 @@ class PromptsConfig(Config):
         default="chosen",
         description=(
             "Offline: field that holds the better answer: text, or a list of chat messages whose last one is the answer. Without a "
-            "prompt's field, the messages before it are the prompt."
+            "prompt's field, the messages before it are the prompt. With objective.kind: nash-md the policy's own answer, whichever is better."
         ),
     )
     rejected_column: str = Field(
-        default="rejected", description="Offline: field that holds the worse answer, likewise."
+        default="rejected",
+        description="Offline: field that holds the worse answer, likewise. With objective.kind: nash-md the opponent's answer.",
     )
     chosen_score_column: str | None = Field(
         default="chosen_score",
@@ -114,6 +115,9 @@ class EvaluationConfig(Config):
         ge=0,
         lt=0.5,
         description="|P(a beats b) - 1/2| up to which a comparison is a tie and counts one half.",
+    )
+    timeout_seconds: float = Field(
+        default=3600, gt=0, description="Longest evaluation of one version: all prompts answered, and judged."
     )
 
 

@@ -193,6 +193,16 @@ def _opponent(spec: JobSpec) -> Iterator[str]:
             f"objective.kind: xpo compares the policy's answers with those of version 0, and sampling.opponent: {sampling.opponent} has none "
             "of these; set sampling.opponent: start"
         )
+    if kind == "xpo" and spec.objective.reference not in ("auto", "start"):
+        yield (
+            f"objective.reference: {spec.objective.reference} does not go with xpo, whose opponent's answers must be the reference's own, and "
+            "version 0 writes them; use auto or start"
+        )
+    if kind == "xpo" and spec.schedule.domains is not None:
+        yield (
+            f"schedule.domains: {list(spec.schedule.domains)} does not go with objective.kind: xpo, whose reference is the policy that the "
+            "domain started from, while version 0 writes the opponent's answers; leave it out, or use another objective"
+        )
     if kind == "nash-md" and not spec.offline:
         yield (
             "objective.kind: nash-md learns from answers of a mixture of policy and reference, which no sampler can draw, since a request "
@@ -251,10 +261,8 @@ def _devices(spec: JobSpec) -> Iterator[str]:
             f"resources.sampler.gpus: {sampler.gpus:g} for one sampler, which uses one; set tensor_parallel_size: {sampler.gpus:g}, or "
             "gpus: 1 and a higher count"
         )
-    users = [("sampler", sampler.gpus)] if spec.samples else []
-    on_cpu = [name for name, gpus in (*users, ("learner", resources.learner.gpus)) if gpus == 0]
-    if spec.policy.dtype == "float16" and on_cpu:
-        yield f"policy.dtype: float16 does not go with the {' and the '.join(on_cpu)} on the CPU; use float32 or bfloat16"
+    if spec.policy.dtype == "float16":
+        yield "policy.dtype: float16 does not go with training, whose small gradients would vanish in it; use bfloat16 or float32"
 
 
 def _placement(spec: JobSpec) -> Iterator[str]:

@@ -57,13 +57,14 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
         JobState.QUEUED: frozenset({JobState.VALIDATING}) | _STOPPED,
         JobState.VALIDATING: frozenset({JobState.RUNNING, JobState.QUEUED}) | _STOPPED,
         JobState.RUNNING: frozenset({JobState.PAUSED, JobState.SUCCEEDED, JobState.QUEUED}) | _STOPPED,
-        JobState.PAUSED: frozenset({JobState.RUNNING, JobState.QUEUED}) | _STOPPED,
+        JobState.PAUSED: frozenset({JobState.RUNNING, JobState.SUCCEEDED, JobState.QUEUED}) | _STOPPED,
         JobState.SUCCEEDED: frozenset(),
         JobState.FAILED: frozenset({JobState.QUEUED}),
         JobState.CANCELLED: frozenset({JobState.QUEUED}),
     }
 )
-"""The moves that are allowed. One to ``queued`` begins a new attempt, which goes on from the newest version (rule 11)."""
+"""The moves that are allowed. One to ``queued`` begins a new attempt, which goes on from the newest version (rule 11); a job that was paused
+over its last work succeeds, since nothing is left to hold."""
 
 
 class StateConflict(InputError):

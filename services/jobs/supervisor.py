@@ -13,6 +13,7 @@ from contextlib import suppress
 
 from learner import canary
 from learner.config import LEAST_ROBUST_RANKS
+from learner.errors import InputError
 from learner.records import PolicyVersion, VersionManifest
 from services.jobs.crew import Crew, Member
 from services.jobs.errors import JobFailure
@@ -27,6 +28,9 @@ from workers.messages import LoadProof, SamplerStatus
 
 PING_TIMEOUT_SECONDS = 20.0
 """A worker may be busy starting threads or reading files; one that is silent longer than its lease is taken for dead."""
+
+RENEWALS_A_LEASE = 8
+"""So many may be lost before a worker ends."""
 
 ROOM_SECONDS = 5
 """Between two looks at whether the cluster has room."""
@@ -111,12 +115,16 @@ class Supervisor:
             JobFailure: it does not come up.
         """
         member = self.crew.member(name)
+        tries = 1 + self.spec.resources.fleet.max_worker_restarts  # the last of which fails the job by itself
+        limit = tries * (member.start_timeout_seconds + PING_TIMEOUT_SECONDS)
         try:
-            async with asyncio.timeout(member.start_timeout_seconds):
+            async with asyncio.timeout(limit):
                 await self.up[name].wait()
         except TimeoutError as error:
             raise JobFailure(
-                "worker_start_timeout", f"{name} did not come up within {member.start_timeout_seconds:g} s; see its log"
+                "worker_start_timeout",
+                f"{name} did not come up within {limit:g} s ({member.start_setting}: {member.start_timeout_seconds:g}); see its log",
+                member.start_setting,
             ) from error
         return member.link
 
@@ -149,13 +157,19 @@ class Supervisor:
             )
         return names
 
+    async def renew_leases(self) -> None:
+        """Renew every worker's lease for ever, whatever the heartbeat waits for: an answer, the queue, a sampler that takes tickets."""
+        lease = self.spec.resources.fleet.lease_seconds
+        while True:
+            # a large model takes longer to load than a lease lasts; of a worker that is dead, others tell
+            for name in {*self.starting, *(name for name, up in self.up.items() if up.is_set())}:
+                with suppress(WorkerUnavailable):
+                    self.crew.member(name).link.begin("renew_lease", lease)
+            await asyncio.sleep(lease / RENEWALS_A_LEASE)
+
     async def look(self) -> list[SamplerStatus]:
         """One heartbeat: renew every lease, restart the dead, and return the samplers' statuses."""
         lease = self.spec.resources.fleet.lease_seconds
-        for name in self.starting:
-            # a large model takes longer to load than a lease lasts; if the worker dies meanwhile, its start says so
-            with suppress(WorkerUnavailable):
-                self.crew.member(name).link.begin("renew_lease", lease)
         up = [member for member in self.crew.members if self.up[member.name].is_set()]
         results = await asyncio.gather(*(self._beat(member, lease) for member in up))
         return [status for status in results if status is not None]
@@ -252,7 +266,11 @@ class Supervisor:
     async def _bring_up(self, member: Member) -> None:
         try:
             await self._start(member)
-        except (WorkerError, CallTimeout) as error:
+        except InputError:  # a model that is not there will not be there the next time either
+            raise
+        except (
+            Exception
+        ) as error:  # whatever kept it from starting, it may start the next time, or others do without it
             self.up[member.name].set()  # so that this death is seen as one
             await self._died(member, str(error))
 
@@ -263,7 +281,7 @@ class Supervisor:
             await member.link.call(
                 "ping" if is_data else "start",
                 timeout_seconds=member.start_timeout_seconds + PING_TIMEOUT_SECONDS,
-                setting="resources.sampler.start_timeout_seconds",
+                setting=member.start_setting,
             )
         finally:
             self.starting.discard(member.name)
@@ -342,14 +360,13 @@ class Supervisor:
         message = f"{name} could not prove version {manifest.version}: {reason}"
         self.journal.event("proof_failed", message, sampler=name, version=manifest.version, action=action, **numbers)
         link = self.crew.member(name).link
-        with suppress(
-            WorkerError, CallTimeout
-        ):  # if it died meanwhile the heartbeat says so, and it has nothing to forget
-            await (
-                link.call("forget", manifest.version, manifest.module)
-                if action is Action.RELOAD
-                else link.call("abandon")
-            )
+        try:
+            if action is Action.RELOAD:
+                await link.call("forget", manifest.version, manifest.module)
+            else:
+                await link.call("abandon")
+        except Exception as error:  # dead, as the heartbeat will say, or somebody chats with that version: it is measured again as it is
+            self.journal.log.warning("%s forgot nothing: %s", name, error)
         if action is Action.RELOAD:
             return
         self.up[name].clear()

@@ -234,7 +234,9 @@ def _prompts(
 
 
 def _read(spec: JobSpec) -> list[Prompt]:
-    return [pair.prompt for pair in read_pairs(spec.prompts)] if spec.offline else read_prompts(spec.prompts)
+    if not spec.offline:
+        return read_prompts(spec.prompts)
+    return [pair.prompt for pair in read_pairs(spec.prompts, chosen_may_lose=spec.objective.record == "given-pair")]
 
 
 def _can_render(model: ModelFiles, deep: bool, warnings: list[str]) -> bool:

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, GPTBigCodeConfig, OPTConfig, PreTrainedConfig, Starcoder2Config
 
+from learner.config import AdapterConfig
 from learner.errors import InputError
 from learner.likelihood import TOKEN_MEASURES, AutoregressiveLikelihood, collate
+from learner.policy import FIRST, Policy
 from tests.learner.builders import FAMILIES, tiny_model
 
 TEXTS = [([1, 5, 9], [4, 7, 2]), ([3], [8, 8, 8, 8, 6, 2]), ([1, 2, 3, 4, 5, 6, 7], [2])]
@@ -120,8 +123,6 @@ NO_STORIES = pytest.mark.skipif(not STORIES.is_dir(), reason="the pretrained mod
 def test_values_over_the_whole_vocabulary_equal_the_naive_ones_and_so_do_their_gradients(
     chunk: int, pretrained: bool
 ) -> None:
-    from transformers import AutoModelForCausalLM
-
     model, reference = (
         AutoModelForCausalLM.from_pretrained(STORIES, dtype=torch.float32) if pretrained else tiny_model()
         for _ in range(2)
@@ -146,3 +147,43 @@ def test_values_over_the_whole_vocabulary_equal_the_naive_ones_and_so_do_their_g
             torch.testing.assert_close(gradients[0], gradients[1], atol=2e-5, rtol=1e-4)
         else:
             assert not values.requires_grad
+
+
+WITH_DROPOUT: dict[str, PreTrainedConfig] = {
+    "opt": OPTConfig(
+        vocab_size=64, hidden_size=32, word_embed_proj_dim=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, dropout=0.5, attention_dropout=0.5, activation_dropout=0.5, layerdrop=0.5,
+    ),
+    "gpt-bigcode": GPTBigCodeConfig(
+        vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5
+    ),
+    "starcoder2": Starcoder2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=64, attention_dropout=0.5, residual_dropout=0.5, embedding_dropout=0.5,
+    ),
+}  # fmt: skip
+"""Families that keep their dropout under other names than most, and apply it without a module."""
+
+
+@pytest.mark.parametrize("family", WITH_DROPOUT)
+def test_the_bases_own_dropout_is_off_while_an_adapter_is_trained(family: str) -> None:
+    torch.manual_seed(7)
+    base = AutoModelForCausalLM.from_config(WITH_DROPOUT[family], dtype=torch.float32)
+    policy = Policy(base, AdapterConfig(rank=2, alpha=4), seed=0, name="tiny")
+    batch = collate(TEXTS, CPU)
+    with policy.evaluating():
+        expected = policy.likelihood.token_logps(batch)
+    policy.train(FIRST)
+    assert policy.model.training
+    for _ in range(3):
+        torch.testing.assert_close(policy.likelihood.token_logps(batch).detach(), expected, atol=1e-6, rtol=0)
+
+
+def test_an_adapters_own_dropout_stays_on() -> None:
+    policy = Policy(tiny_model(), AdapterConfig(rank=2, alpha=4, dropout=0.5), seed=0, name="tiny")
+    with torch.no_grad():
+        for weight in policy.parameters.values():
+            weight += 0.1
+    batch = collate(TEXTS, CPU)
+    first, second = (policy.likelihood.token_logps(batch).detach() for _ in range(2))
+    assert not torch.allclose(first, second, atol=1e-3)

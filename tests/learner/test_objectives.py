@@ -15,6 +15,7 @@ from torch import Tensor
 
 from learner.check_values import CHECK_VALUES, EXACT, SINGLE, CheckValue, pairs
 from learner.config import ScheduleConfig
+from learner.did import sampled_information_entropy
 from learner.errors import InputError
 from learner.objectives import BatchStatistics, Objective, PreferenceBatch, build_objective, objective_kinds
 from learner.objectives.parameters import DpoParameters, Reference, SppoParameters
@@ -652,3 +653,20 @@ def test_references_resolve(parameters: Any, schedule: ScheduleConfig, expected:
 def test_references_that_make_no_sense_for_sppo_are_refused(reference: Reference, schedule: ScheduleConfig) -> None:
     with pytest.raises(InputError, match=f"objective.reference: {reference}"):
         resolve_reference(SppoParameters(reference=reference), schedule)
+
+
+@pytest.mark.parametrize("log_ratio", [-39.0, -79.0, -500.0])
+def test_the_norm_of_a_gradient_under_forward_kl_is_finite_however_far_the_policy_has_gone(log_ratio: float) -> None:
+    weight = torch.zeros(1000, requires_grad=True)
+    batch = PreferenceBatch(
+        policy_logps=torch.tensor([[log_ratio, 0.0]]) + weight.sum() * torch.tensor([[1.0, -1.0]]),
+        reference_logps=torch.zeros(1, 2),
+    )
+    build_objective({"kind": "f-dpo", "divergence": "forward-kl"})(batch).loss.backward()
+    assert torch.nn.utils.clip_grad_norm_([weight], 1.0).isfinite()
+
+
+def test_the_entropy_from_answers_that_the_reference_finds_equally_likely_is_their_mean_surprise_in_float64() -> None:
+    policy = torch.tensor([-1.0, -2.5, -4.0], dtype=torch.float64)
+    found = sampled_information_entropy(policy, torch.full((3,), -7.0, dtype=torch.float64))
+    assert float(found) == pytest.approx(2.5, abs=1e-12)

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from learner.config import PairingConfig
 from learner.errors import InputError
-from learner.objectives.parameters import DpoParameters, ObjectiveParameters, SDpoParameters, SppoParameters
+from learner.objectives import build_objective
+from learner.objectives.parameters import (
+    DpoParameters,
+    NashMdParameters,
+    ObjectiveParameters,
+    SDpoParameters,
+    SppoParameters,
+)
 from learner.pairing import select_answers, skip_reason
 from learner.preference import (
     Probabilities,
@@ -207,3 +214,34 @@ def test_rules_whose_records_an_objective_cannot_learn_from_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=f"pairing.rule: {rule} does not go with objective.kind: {objective.kind}"):
         records(rule, objective)
+
+
+@pytest.mark.parametrize(
+    ("objective", "beta"),
+    [
+        ({"kind": "dpo", "beta": 0.3}, 0.3),
+        ({"kind": "dpo", "beta": 5.0, "length_normalized": True}, 0.1),
+        ({"kind": "ipo", "tau": 0.4}, 0.4),
+        ({"kind": "ipo", "tau": 4.0, "length_normalized": True}, 0.1),
+        ({"kind": "simpo", "beta": 10.0}, 0.1),
+        ({"kind": "alpha-dpo"}, 0.1),
+        ({"kind": "alpha-dpo", "beta": 0.2, "length_normalized": False}, 0.2),
+        ({"kind": "wpo", "inner": {"kind": "ipo", "tau": 0.4}}, 0.4),
+        ({"kind": "chase", "inner": {"kind": "dr-dpo", "inner": {"kind": "simpo"}}}, 0.1),
+    ],
+    ids=str,
+)
+def test_margins_summed_over_tokens_are_scaled_by_a_beta_made_for_sums(objective: dict[str, Any], beta: float) -> None:
+    parameters = build_objective(objective).parameters
+    assert parameters.summed_beta == beta
+
+
+def test_a_given_pair_keeps_its_order_for_an_objective_that_asks_for_it() -> None:
+    scored = group([answer([4]), answer([5])], bradley_terry([0, 2]))
+    assert select_answers(scored, DpoParameters(), PAIRING).indices == (1, 0)
+    selection = select_answers(scored, NashMdParameters(), PAIRING)
+    assert (selection.indices, selection.records) == ((0, 1), ((0, 1),))
+    assert selection.pair_logits[0, 1] == -2
+    assert selection.win_probabilities[0] < 0.5
+    with pytest.raises(InputError, match="nash-md, which learns from pairs in the order of the file; use auto"):
+        select_answers(scored, NashMdParameters(), PairingConfig(rule="best-worst"))

@@ -254,3 +254,20 @@ def test_a_group_without_a_version_is_refused_by_the_rank_that_learns_it() -> No
 
     with pytest.raises(InputError, match="carry no version"):
         on_ranks(2, step)
+
+
+def test_with_nccl_a_lost_rank_is_an_error_and_not_the_end_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("TORCH_NCCL_BLOCKING_WAIT", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(variable, "")  # so that it is put back
+        monkeypatch.delenv(variable)
+    seen: list[str | None] = []
+
+    def begin(*_: Any, **__: Any) -> None:
+        seen.append(os.environ.get("TORCH_NCCL_BLOCKING_WAIT"))
+
+    monkeypatch.setattr("learner.distributed.dist.init_process_group", begin)
+    for backend in ("gloo", "nccl"):
+        DistributedRanks(
+            open_store("127.0.0.1", 1, 5.0), 0, 1, address="127.0.0.1", device=torch.device("cpu"), backend=backend, timeout_seconds=5.0
+        )  # fmt: skip
+    assert seen == [None, "1"]

@@ -136,7 +136,7 @@ def weights_with(gradients: list[Tensor | None]) -> list[nn.Parameter]:
 @pytest.mark.parametrize("kind", ["mean", "median", "flag"])
 def test_one_rank_keeps_its_gradient(kind: Literal["mean", "median", "flag"]) -> None:
     weights = weights_with([torch.ones(2, 2), None])
-    build_reducer(kind, OneRank()).reduce(weights, 1)
+    build_reducer(kind, OneRank()).reduce(weights, 1, 1.0)
     assert weights[0].grad is not None and weights[0].grad.tolist() == [[1, 1], [1, 1]]
     assert weights[1].grad is not None and weights[1].grad.tolist() == [0, 0, 0]
 
@@ -145,7 +145,7 @@ def test_one_rank_keeps_its_gradient(kind: Literal["mean", "median", "flag"]) ->
 def test_equal_shares_of_three_ranks_give_their_sum_on_all(kind: Literal["mean", "median", "flag"]) -> None:
     def reduce(ranks: ThreadRanks) -> list[list[float]]:
         weights = weights_with([torch.full((2, 2), 0.5), None])
-        build_reducer(kind, ranks).reduce(weights, 3)
+        build_reducer(kind, ranks).reduce(weights, 3, 1 / 3)
         return [weight.grad.flatten().tolist() for weight in weights if weight.grad is not None]
 
     for found in on_ranks(3, reduce):
@@ -157,8 +157,24 @@ def test_ranks_without_examples_have_no_say(kind: Literal["median", "flag"]) -> 
     def reduce(ranks: ThreadRanks) -> list[float]:
         active = ranks.rank < 3
         weights = weights_with([torch.full((2, 2), 1.0) if active else None, torch.ones(3) if active else None])
-        build_reducer(kind, ranks).reduce(weights, 3)
+        build_reducer(kind, ranks).reduce(weights, 3, 1 / 3 if active else 0.0)
         return [float(weight.grad.flatten()[0]) for weight in weights if weight.grad is not None]
 
     for found in on_ranks(7, reduce):
         assert found == pytest.approx([3.0, 3.0])
+
+
+@pytest.mark.parametrize("kind", ["mean", "median", "flag"])
+def test_equal_examples_give_their_gradient_back_whatever_the_shares_are(
+    kind: Literal["mean", "median", "flag"],
+) -> None:
+    shares = [0.5, 0.25, 0.25]
+
+    def reduce(ranks: ThreadRanks) -> list[float]:
+        share = shares[ranks.rank]
+        weights = weights_with([torch.full((2, 2), 3.0 * share), torch.full((3,), -share)])
+        build_reducer(kind, ranks).reduce(weights, 3, share)
+        return [float(weight.grad.flatten()[0]) for weight in weights if weight.grad is not None]
+
+    for found in on_ranks(3, reduce):
+        assert found == pytest.approx([3.0, -1.0])

@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load
 
 from learner.errors import InputError
-from learner.objectives import objective_kinds
+from learner.objectives import BatchStatistics, PreferenceBatch, objective_kinds
+from learner.objectives.base import Evaluation
+from learner.objectives.wrappers import BetaStatistics
 from learner.records import ADAPTER_FILES, Module, ScoredGroup
 from learner.trainer import Snapshot, Trainer
 from tests.learner.builders import answer, bradley_terry, group, random_groups, tiny_model, trainer_config
@@ -396,3 +398,50 @@ def test_an_opponents_answers_have_no_staleness() -> None:
     groups = [group([answer([5, 6], 3), answer([7, 8], 0)], bradley_terry([1, 0]), i) for i in range(4)]
     metrics = trainer.step(groups, 3).metrics
     assert metrics["staleness_max"] == 0
+
+
+def test_nash_md_lowers_the_policys_own_answer_where_it_loses() -> None:
+    trainer = build(
+        objective={"kind": "nash-md"},
+        schedule={"mode": "offline", "rounds": 2, "prompts_per_round": 8, "prompts_per_step": 4},
+    )
+    trainer.begin_version(1, 0)
+    groups = [
+        group([answer([5, 6, 7 + i], version=None), answer([9, 8, 7], version=None)], bradley_terry([0, 9]), i)
+        for i in range(4)
+    ]
+    own = [(g.prompt_token_ids, g.answers[0].token_ids) for g in groups]
+    before = [sum(row) for row in trainer.answer_logprobs(own)]
+    metrics = [trainer.step(groups, 0).metrics for _ in range(6)][-1]
+    after = [sum(row) for row in trainer.answer_logprobs(own)]
+    assert metrics["win_probability"] == pytest.approx(1e-4, abs=1e-4)
+    assert all(now < then - 0.1 for now, then in zip(after, before, strict=True))
+
+
+def test_the_policys_own_answers_have_an_age_also_where_they_are_of_the_opponents_version() -> None:
+    trainer = build(objective={"kind": "xpo"}, opponent=0)
+    trainer.begin_version(1, 1)
+    metrics = trainer.step(random_groups(4, version=0), 1).metrics
+    assert (metrics["staleness_mean"], metrics["staleness_max"]) == (1.0, 1.0)
+
+
+def test_statistics_of_a_batch_are_of_the_dropout_masks_that_its_losses_have() -> None:
+    trainer = build(
+        objective={"kind": "beta-dpo", "filter_share": 0.0}, adapters={"rank": 4, "alpha": 8, "dropout": 0.5}
+    )
+    trainer.begin_version(1, 0)
+    for _ in range(3):
+        trainer.step(random_groups(6), 0)
+    objective, found = trainer.fast.objective, []
+    evaluate = objective.evaluate
+
+    def watch(batch: PreferenceBatch, stats: BatchStatistics) -> Evaluation:
+        assert isinstance(stats, BetaStatistics) and batch.positions is not None
+        found.append((objective.margins(batch).double(), stats.margins[batch.positions]))
+        return evaluate(batch, stats)
+
+    objective.evaluate = watch  # type: ignore[method-assign]
+    trainer.step(random_groups(6), 0)
+    assert len(found) > 1
+    for learned, known in found:
+        torch.testing.assert_close(learned, known)

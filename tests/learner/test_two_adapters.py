@@ -12,7 +12,7 @@ from learner.config import AdapterConfig
 from learner.errors import InputError
 from learner.likelihood import collate
 from learner.policy import FIRST, SECOND
-from learner.records import ADAPTER_FILES, Answer, ScoredGroup
+from learner.records import ADAPTER_FILES, Answer, Module, ScoredGroup
 from learner.roles import RoleSwap
 from learner.trainer import Trainer
 from tests.learner.builders import random_groups, tiny_model, trainer_config
@@ -207,6 +207,76 @@ def _slow_wins(group: ScoredGroup) -> ScoredGroup:
     count = len(group.answers)
     logits = tuple(tuple(0.0 if i == j else (2.0 if i > j else -2.0) for j in range(count)) for i in range(count))
     return group.model_copy(update={"ordered_logits": logits})
+
+
+def _written(group: ScoredGroup, version: int, wins: Module) -> ScoredGroup:
+    """By both adapters in the roles that they had at a version, and won by the one that was ``wins`` then."""
+    scored = _slow_wins(_written_by_both(group))
+    answers = tuple(answer.model_copy(update={"version": version}) for answer in scored.answers)
+    if wins == "fast":
+        scored = scored.model_copy(update={"ordered_logits": tuple(zip(*scored.ordered_logits, strict=True))})
+    return scored.model_copy(update={"answers": answers, "version": version})
+
+
+def by_win_rate() -> Trainer:
+    """Two adapters that are compared by their answers after every step, those of two versions before included."""
+    return build(
+        objective=CHASE,
+        adapters={"rank": 4, "alpha": 8, "slow": "chase", "swap_by": "win-rate", "swap_interval": 1},
+        schedule={"mode": "online", "max_staleness": 2, "prompts_per_round": 8, "prompts_per_step": 4},
+    )
+
+
+def test_answers_from_before_a_change_of_roles_count_for_the_adapter_that_wrote_them() -> None:
+    trainer = by_win_rate()
+    trainer.begin_version(1, 0)
+    groups = [_written(group, 0, wins="slow") for group in random_groups(4, answers=4)]
+    metrics = [trainer.step(groups, 0).metrics for _ in range(4)]
+    assert [one["role_swaps"] for one in metrics] == [1.0] * 4
+    assert metrics[0]["fast_vs_slow_win_rate"] < 0.5, "by the roles that were"
+    assert metrics[1]["fast_vs_slow_win_rate"] == pytest.approx(1 - metrics[0]["fast_vs_slow_win_rate"])
+    assert trainer.fast.slot == SECOND
+
+
+def test_what_the_roles_were_is_kept_for_as_long_as_answers_may_be_stale_and_saved() -> None:
+    store = Store()
+    trainer = by_win_rate()
+    store.publish(trainer, 0)
+    trainer.begin_version(1, 0)
+    trainer.step([_written(group, 0, wins="slow") for group in random_groups(4, answers=4)], 0)
+    store.publish(trainer, 1)
+    again = by_win_rate()
+    again.restore(store[1], store.slow[1])
+    for one in (trainer, again):
+        one.begin_version(2, 1)
+        assert one.fast.slot == SECOND
+        old, new = (
+            one.step([_written(g, version, wins) for g in random_groups(4, answers=4)], 1).metrics  # type: ignore[arg-type]
+            for version, wins in ((0, "slow"), (1, "fast"))
+        )
+        assert old["fast_vs_slow_win_rate"] > 0.5 and new["fast_vs_slow_win_rate"] > 0.5
+        one.begin_version(4, 3)
+        gone = one.step([_written(g, 0, "slow") for g in random_groups(4, answers=4)], 3).metrics
+        assert "fast_vs_slow_win_rate" not in gone
+
+
+def test_fresh_adapters_begin_with_an_interval_and_rates_of_their_own() -> None:
+    trainer = build(
+        objective=CHASE,
+        adapters={"rank": 4, "alpha": 8, "slow": "chase", "slow_rate_ratio": 0.25, "swap_interval": 2},
+        schedule={
+            "rounds": 1, "prompts_per_round": 8, "prompts_per_step": 4, "domains": ["a", "b"], "combine": "last",
+        },
+    )  # fmt: skip
+    trainer.begin_version(0, 0, "a")
+    assert trainer.slow is not None
+    trainer._take_roles(trainer.slow, trainer.fast)
+    metrics = trainer.step(random_groups(4), 0).metrics
+    assert metrics["learning_rate"] == pytest.approx(0.25 * RATE), "the fast adapter's own"
+    assert trainer._swap.state_dict()["steps"] == 1
+    trainer.combine()
+    assert trainer._swap.state_dict() == {"steps": 0, "measured": 0, "lead": 0.0}
+    assert (trainer.fast.slot, trainer.fast.rate_ratio, trainer.slow.rate_ratio) == (SECOND, 1.0, 0.25)
 
 
 def test_roles_change_after_a_whole_interval_in_which_the_slow_one_did_better_and_never_otherwise() -> None:

@@ -61,6 +61,17 @@ async def test_labels_and_priority_have_bounds(http: httpx.AsyncClient) -> None:
         assert answer.status_code == 422 and path in answer.json()["detail"]
 
 
+async def test_no_more_labels_are_looked_for_than_a_job_can_have(http: httpx.AsyncClient) -> None:
+    labels = {f"label-{place}": "x" for place in range(64)}
+    job_id = (await http.post("/v1/jobs", json=SPEC | {"metadata": labels})).json()["id"]
+    wanted = {f"metadata[{name}]": value for name, value in labels.items()}
+    found = await http.get("/v1/jobs", params=wanted)
+    assert [job["id"] for job in found.json()["jobs"]] == [job_id]
+    refused = await http.get("/v1/jobs", params=wanted | {"metadata[one more]": "x"})
+    assert refused.status_code == 422
+    assert refused.json()["detail"].startswith("metadata: 65 labels are asked for, and a job has at most 64")
+
+
 async def test_the_document_describes_the_label_filter(http: httpx.AsyncClient) -> None:
     listed = (await http.get("/v1/openapi.json")).json()["paths"]["/v1/jobs"]["get"]["parameters"]
     (label,) = [each for each in listed if each["name"] == "metadata"]

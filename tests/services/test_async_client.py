@@ -6,7 +6,8 @@ import asyncio
 import inspect
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from job_world import SPEC, publish, running_job, service
 
 from services.api.routes import history
 from services.client import ApiError, AsyncClient, Client, ServiceAbsent
+from services.jobs.records import JobEvent
 from services.jobs.state import JobState
 from services.jobs.store import JobStore
 from services.settings import Settings
@@ -95,6 +97,38 @@ async def test_events_stream_until_the_job_has_ended(url: str, store: JobStore, 
         assert [event.seq async for event in client.events(job_id, after=events[-2].seq)] == [events[-1].seq]
         with pytest.raises(ApiError, match="there is no job"):
             await anext(client.events("no-abcdef"))
+
+
+@pytest.mark.parametrize("said", ["", ": ping\n\n", "id: 0\n\n"])
+async def test_a_stream_that_was_quiet_for_long_is_taken_up_where_it_broke(
+    said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("services.client.time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
+    event = JobEvent(job_id="j", seq=1, time=datetime(2026, 1, 1, tzinfo=UTC), kind="note", message="at last", data={})
+
+    async def quiet() -> AsyncIterator[bytes]:
+        yield said.encode()
+        now[0] += 1000
+        raise httpx.ReadError("the connection broke")
+
+    async def at_last() -> AsyncIterator[bytes]:
+        yield f"id: 1\ndata: {event.model_dump_json()}\n\n".encode()
+
+    answers: list[AsyncIterator[bytes] | None] = [quiet(), None, quiet(), None, at_last()]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        content = answers.pop(0)
+        if content is None:
+            raise httpx.ConnectError("nobody", request=request)
+        return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, content=content)
+
+    async def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    transport = httpx.MockTransport(answer)
+    async with AsyncClient("http://service", reconnect_seconds=10, transport=transport, sleep=sleep) as client:
+        assert await anext(client.events("j")) == event
 
 
 async def test_a_stream_gives_up_when_the_service_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,6 +128,9 @@ def test_the_audit_is_kept_by_every_database(database_url: str) -> None:
     access.close()
     assert [entry.actor for entry in access.audit()] == ["bert", "anna"]
     assert [entry.number for entry in access.audit(job_id="annas-job")] == [1]
+    long = NewAuditEntry(actor="carl", action="POST /v1/jobs/{job_id}/cancel", job_id="j" * 500, address="1" * 500)
+    assert access.note(long) == access.audit(limit=1)[0]
+    assert (access.audit(limit=1)[0].job_id, access.audit(limit=1)[0].address) == ("j" * 64, "1" * 64)
     access.close()
 
 

@@ -186,6 +186,16 @@ BAD_COMBINATIONS: list[tuple[dict[str, Any], str]] = [
         "sampling.opponent: start",
     ),
     (
+        {"objective": {"kind": "xpo", "reference": "round"}, "sampling": {"opponent": "start"}},
+        "objective.reference: round does not go with xpo, whose opponent's answers must be the reference's own, and version 0 writes them; "
+        "use auto or start",
+    ),
+    (
+        {"objective": {"kind": "xpo"}, "sampling": {"opponent": "start"}, "schedule": {"domains": ["a"]}},
+        "schedule.domains: ['a'] does not go with objective.kind: xpo, whose reference is the policy that the domain started from, while "
+        "version 0 writes the opponent's answers; leave it out, or use another objective",
+    ),
+    (
         {"objective": {"kind": "nash-md"}},
         "objective.kind: nash-md learns from answers of a mixture of policy and reference, which no sampler can draw, since a request carries "
         "one adapter; use schedule.mode: offline, or another objective",
@@ -201,7 +211,7 @@ BAD_COMBINATIONS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"policy": {"dtype": "float16"}},
-        "policy.dtype: float16 does not go with the sampler and the learner on the CPU; use float32 or bfloat16",
+        "policy.dtype: float16 does not go with training, whose small gradients would vanish in it; use bfloat16 or float32",
     ),
     (
         {"resources": {"learner": {"device": "cuda"}}},
@@ -274,7 +284,7 @@ BAD_COMBINATIONS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"sampling": {"max_tokens": 110}},
-        "prompts: 20 of 20 prompts are longer than the 18 that sampling.max_tokens: 110 leaves of the context, the first is 'p0' with "
+        "prompts: 20 of 20 prompts are longer than the 17 that sampling.max_tokens: 110 leaves of the context, the first is 'p0' with "
         "26 tokens; set prompts.too_long to skip or truncate, or lower sampling.max_tokens",
     ),
     (

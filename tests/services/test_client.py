@@ -7,7 +7,9 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -18,6 +20,7 @@ from pydantic import SecretStr
 from learner.errors import InputError
 from services.api.routes import history
 from services.client import ApiError, Client, ServiceAbsent
+from services.jobs.records import JobEvent
 from services.jobs.state import JobState
 from services.jobs.store import JobStore
 from services.settings import Settings
@@ -157,6 +160,36 @@ def test_a_stream_gives_up_when_the_service_stays_away(settings: Settings, store
         first.__exit__(None, None, None)
         with pytest.raises(ServiceAbsent, match="no service answers"):
             list(events)
+
+
+@pytest.mark.parametrize("said", ["", ": ping\n\n", "id: 0\n\n"])
+def test_a_stream_that_was_quiet_for_long_is_taken_up_where_it_broke(
+    said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("services.client.time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
+    event = JobEvent(job_id="j", seq=1, time=datetime(2026, 1, 1, tzinfo=UTC), kind="note", message="at last", data={})
+
+    def quiet() -> Iterator[bytes]:
+        yield said.encode()
+        now[0] += 1000
+        raise httpx.ReadError("the connection broke")
+
+    answers: list[Iterator[bytes] | None] = [quiet(), None, quiet(), None]
+    answers.append(iter([f"id: 1\ndata: {event.model_dump_json()}\n\n".encode()]))
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        content = answers.pop(0)
+        if content is None:
+            raise httpx.ConnectError("nobody", request=request)
+        return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, content=content)
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    transport = httpx.MockTransport(answer)
+    with Client("http://service", reconnect_seconds=10, transport=transport, sleep=sleep) as client:
+        assert next(client.events("j")) == event
 
 
 def test_nothing_there_is_said_in_one_sentence() -> None:

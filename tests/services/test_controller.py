@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from services.jobs import controller
 from services.jobs.controller import JobController
@@ -32,6 +33,50 @@ async def test_a_controller_leaves_where_its_job_was_cancelled_before_it_began(
     with pytest.raises(Left):
         await JobController(job.id, url, tmp_path).run()
     assert store.get(job.id).state is JobState.CANCELLED
+
+
+async def test_a_controller_leaves_where_its_end_cannot_be_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave() -> None:
+        raise Left
+
+    def broken(*_: object, **__: object) -> None:
+        raise OperationalError("UPDATE jobs", {}, Exception("the server closed the connection"))
+
+    monkeypatch.setattr(controller.cluster, "leave", leave)
+    url = f"sqlite:///{tmp_path / 'store.sqlite'}"
+    store = JobStore(url)
+    spec = JobSpec.model_validate({"policy": {"model": "m"}, "prompts": {"source": "p.jsonl"}})
+    job = store.create(spec, home=tmp_path, runner="command")
+    made = JobController(job.id, url, tmp_path)
+    for name in ("transition", "append_event", "get"):
+        monkeypatch.setattr(made.store, name, broken)
+    with pytest.raises(Left):
+        await made.run()
+    assert store.get(job.id).state is JobState.QUEUED
+
+
+async def test_a_controller_leaves_where_its_job_is_deleted_before_a_tracker_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave() -> None:
+        raise Left
+
+    def too_slow(report: Path) -> None:
+        made.journal.warning("the tracker took longer than 30 s to end")
+
+    monkeypatch.setattr(controller.cluster, "leave", leave)
+    url = f"sqlite:///{tmp_path / 'store.sqlite'}"
+    store = JobStore(url)
+    spec = JobSpec.model_validate({"policy": {"model": "m"}, "prompts": {"source": "p.jsonl"}})
+    job = store.create(spec, home=tmp_path, runner="command")
+    made = JobController(job.id, url, tmp_path)
+    store.transition(job.id, JobState.CANCELLED, message="cancelled")
+    store.delete(job.id)
+    monkeypatch.setattr(made.journal, "end_tracking", too_slow)
+    with pytest.raises(Left):
+        await made.run()
 
 
 async def test_a_job_whose_files_are_missing_fails_with_the_sentence_and_the_controller_leaves(

@@ -151,6 +151,11 @@ def test_a_tab_of_its_own_for_each_side_of_a_job(desk: Visit, service: FilledSer
     desk.page.wait_for_url(re.compile(r"\?tab=domains$"))
 
 
+def test_a_job_without_an_evaluation_has_no_answers_yet(desk: Visit, service: FilledService) -> None:
+    desk.open(f"/jobs/{service.ids['queued']}")
+    expect(tab(desk, "Answers")).to_contain_text("No version has been evaluated yet.")
+
+
 def test_new_events_come_on_top(desk: Visit, service: FilledService, store: JobStore) -> None:
     desk.open(f"/jobs/{service.ids['live']}?tab=events")
     rows = desk.page.get_by_role("tabpanel").last.locator("tbody tr")

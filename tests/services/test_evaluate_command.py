@@ -104,6 +104,16 @@ def test_answers_and_verdicts_are_kept_where_asked(files: tuple[str, str], tmp_p
     assert "is not empty; name a new folder" in refused(*files, "--judge", "function:length", "--out", out)
 
 
+def test_a_place_that_cannot_take_the_result_is_refused_before_anything_starts(
+    files: tuple[str, str], tmp_path: Path
+) -> None:
+    for out, sentence in (
+        (files[0], "is a file; name a new folder"),
+        (f"{files[0]}/out", "cannot be written (Not a directory); name a place"),
+    ):
+        assert refused("no", "sides", "--judge", "none", "--out", out).startswith(f"--out: {out} {sentence}")
+
+
 def test_prompts_choose_which_answers_are_compared(files: tuple[str, str], tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"id": "a", "prompt": "Question 3?"}\n')

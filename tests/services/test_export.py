@@ -82,6 +82,20 @@ def test_an_adapter_is_copied_and_the_best_version_is_meant(store: JobStore, hom
     assert isinstance(again.exception, InputError) and "not empty" in str(again.exception)
 
 
+@pytest.mark.parametrize("option", ["--adapter", "--preferences"])
+def test_a_place_that_cannot_be_written_is_refused(store: JobStore, home: Path, tmp_path: Path, option: str) -> None:
+    job_id = running_job(store, home)
+    fill_ledger(home, job_id, 1, consumed=1)
+    publish(home, job_id, 0)
+    store.add_version(job_id, 0, digest="d", learner_step=0)
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    for place in (file / "x", tmp_path if option == "--preferences" else file):
+        result = CliRunner().invoke(app, ["export", job_id, option, str(place)])
+        assert isinstance(result.exception, InputError) and str(place) in str(result.exception), result.exception
+    assert file.read_text() == "in the way" and list(tmp_path.glob("*.part")) == []
+
+
 def test_a_merged_model_answers_as_the_base_with_its_adapter(store: JobStore, home: Path, tmp_path: Path) -> None:
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model

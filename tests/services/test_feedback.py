@@ -279,6 +279,20 @@ async def test_a_prompt_that_the_chat_template_refuses_is_named(
     assert "System role not supported" in answer.json()["detail"]
 
 
+async def test_a_request_that_was_done_is_answered_again_after_the_job_has_ended(
+    http: httpx.AsyncClient, store: JobStore, job_id: str
+) -> None:
+    address, key = f"/v1/jobs/{job_id}/preferences", {"Idempotency-Key": "k"}
+    assert (await http.post(address, json=[CLICK], headers=key)).json() == {"ids": ["a"], "stored": 1, "known": 0}
+    store.transition(job_id, JobState.SUCCEEDED)
+    again = await http.post(address, json=[CLICK], headers=key)
+    assert (again.status_code, again.json()) == (202, {"ids": ["a"], "stored": 0, "known": 1})
+    for headers in ({}, {"Idempotency-Key": "another"}):
+        assert (await http.post(address, json=[CLICK], headers=headers)).status_code == 409
+    other = await http.post(address, json=[{**CLICK, "id": "b"}], headers=key)
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+
+
 async def test_jobs_that_take_no_preferences_answer_409(
     http: httpx.AsyncClient, store: JobStore, tmp_path: Path
 ) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,40 @@ def test_a_path_that_cannot_be_followed_is_refused(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("prompts.jsonl", "prompts.jsonl cannot"),
+        ("prompts.csv", "prompts.source: "),
+        ("policy/config.json", "policy.model: "),
+        ("policy/tokenizer_config.json", "policy.model: "),
+        ("policy/chat_template.jinja", "policy.model: "),
+        ("policy/model.safetensors", "policy.model: "),
+    ],
+)
+def test_a_file_that_may_not_be_read_is_refused_by_name(
+    name: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_world(tmp_path)
+    (tmp_path / "prompts.csv").write_text("prompt\n" + "hello\n" * 20)
+    (tmp_path / "policy" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    data = job() | {"scorer": {}}
+    if name.endswith(".csv"):
+        data["prompts"]["source"] = name
+    validate_job(parse_job(data), tmp_path)
+    locked, opened = tmp_path / name, Path.open
+
+    def refusing(path: Path, *args: Any, **kwargs: Any) -> Any:  # modes do not hinder root, who runs tests
+        if path == locked:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    with pytest.raises(InputError, match=r"cannot be read \(Permission denied\); let this user read it") as caught:
+        validate_job(parse_job(data), tmp_path)
+    assert key in str(caught.value) and str(locked) in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("row", "sentence"),
     [
         (f'{{"prompt": "a", "id": {MANY_DIGITS}}}', "not JSON (a number of too many digits)"),
@@ -145,6 +181,17 @@ def test_adapters_that_are_never_compared_are_warned_of() -> None:
     data["adapters"]["swap_interval"] = 49
     told = [each for each in warnings(parse_job(data)) if "swap_interval" in each]
     assert told[0].startswith("adapters.swap_interval: 49 is more than the 48 optimizer steps of the whole job")
+
+
+def test_a_file_of_preferences_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(path: Path, *args: Any, **kwargs: Any) -> Any:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    path = tmp_path / "preferences.jsonl"
+    path.write_text("{}")
+    monkeypatch.setattr(Path, "open", refusing)
+    with pytest.raises(InputError, match=r"preferences.jsonl cannot be read \(Permission denied\)"):
+        read_preferences(path)
 
 
 def test_a_file_of_preferences_that_is_none_is_told_apart(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from job_world import running_job
+from chat_world import Scribe
+from job_world import fill_ledger, running_job
 
 from services.api.app import create_app
 from services.jobs.load import parse_job
@@ -91,6 +92,47 @@ async def test_a_deeply_nested_prompt_is_refused_in_a_short_sentence(http: httpx
     answer = await http.post(preferences, content=body)
     assert answer.status_code == 422
     assert len(answer.json()["detail"]) < 500
+
+
+@pytest.mark.parametrize(
+    ("address", "body"),
+    [
+        ("/v1/jobs", r'{"\ud800": 1}'),
+        ("/v1/jobs", r'{"\ud800": 1, "\ud800": 2}'),
+        ("/v1/jobs", r'{"schedule": {"\udfff": 1}}'),
+        ("{preferences}", r'[{"\ud800": 1, "\ud800": 2}]'),
+        ("{compare}", r'{"prompt": "\ud800", "versions": ["\ud800", 1]}'),
+        ("{compare}", r'{"messages": [{"role": "\ud800", "content": "a"}], "versions": [0, 1]}'),
+        ("/v1/chat/completions", r'{"model": "a", "messages": [{"role": "user", "content": "a", "\ud800": 1}]}'),
+        ("/v1/chat/completions", r'{"model": "a", "messages": [{"role": "\ud800", "content": "a"}]}'),
+        ("/v1/chat/completions", r'{"model": "a", "messages": [], "\ud800": 1}'),
+        ("/v1/chat/completions", r'{"model": "\ud800", "messages": [{"role": "user", "content": "a"}]}'),
+        ("/v1/chat/completions", r'{"model": "a", "\ud800": 1, "\ud800": 2}'),
+        ("/v1/completions", r'{"model": "\ud800", "prompt": "a"}'),
+        ("/v1/completions", r'{"model": "a", "prompt": ["\ud800", "\ud800"]}'),
+    ],
+)
+async def test_half_of_a_surrogate_pair_is_refused_wherever_it_stands(
+    tmp_path: Path, store: JobStore, preferences: str, address: str, body: str
+) -> None:
+    app = create_app(Settings(home=tmp_path), store, admit=parse_job, samplers=Scribe())
+    place = address.format(preferences=preferences, compare=preferences.replace("preferences", "compare"))
+    headers = {"Content-Type": "application/json"}
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers) as http:
+        answer = await http.post(place, content=body)
+    assert answer.status_code in (400, 404, 422), answer.text
+    assert answer.json().get("detail") or answer.json()["error"]["message"]
+
+
+async def test_a_number_that_no_database_holds_is_refused(
+    http: httpx.AsyncClient, tmp_path: Path, store: JobStore
+) -> None:
+    job_id = running_job(store, tmp_path)
+    fill_ledger(tmp_path, job_id, 1, consumed=1)
+    for address in (f"samples?version={10**20}", f"versions/{10**20}/download", f"events?after={10**20}"):
+        answer = await http.get(f"/v1/jobs/{job_id}/{address}")
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), answer.text
 
 
 async def test_an_address_that_cannot_be_looked_up_is_refused(http: httpx.AsyncClient, preferences: str) -> None:

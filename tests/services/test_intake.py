@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from types import SimpleNamespace
 from typing import Any
@@ -98,6 +99,55 @@ async def test_a_group_that_nobody_holds_is_dealt_again_at_the_second_look(desk:
     assert desk.links["s1"].written() == []
     await desk.look()
     assert len(desk.links["s1"].written()) == 1
+
+
+async def test_a_group_that_is_on_its_way_to_a_sampler_is_not_dealt_a_second_time(desk: Desk) -> None:
+    taken, go = asyncio.Event(), asyncio.Event()
+    write = desk.links["s0"].call
+
+    async def slowly(method: str, *arguments: Any, **options: Any) -> Any:
+        if method == "write":
+            taken.set()
+            await go.wait()
+        return await write(method, *arguments, **options)
+
+    desk.links["s0"].call = slowly  # type: ignore[method-assign]
+    other = desk.ticket.model_copy(update={"group_id": "job/r0/1", "index": 1})
+    desk.links["queue"].tickets[other.group_id] = other
+    dealing = asyncio.create_task(desk.intake._deal([desk.ticket, other], ["s0", "s1"]))
+    await taken.wait()
+    assert [ticket.index for ticket in desk.links["s1"].written()] == [1], (
+        "no sampler waits for another to take its share"
+    )
+    for _ in range(3):
+        await desk.look(in_flight=("job/r0/1",))
+    go.set()
+    await dealing
+    assert [ticket.attempt for ticket in desk.links["s0"].written()] == [0]
+    for _ in range(2):
+        await desk.look(in_flight=("job/r0/1",))
+    assert [ticket.attempt for ticket in desk.links["s1"].written()] == [0, 1], "lost on the way: it is dealt again"
+
+
+async def test_groups_that_failed_together_are_dealt_again_together(desk: Desk) -> None:
+    others = [desk.ticket.model_copy(update={"group_id": f"job/r0/{n}", "index": n}) for n in range(1, 6)]
+    desk.links["queue"].tickets |= {ticket.group_id: ticket for ticket in others}
+    failures = tuple(
+        GroupFailure(group_id=group_id, attempt=0, stage=Stage.SCORER, reason="x")
+        for group_id in desk.links["queue"].tickets
+    )
+    await desk.intake.observe(0, [SamplerStatus(sampler="s0", in_flight=(), failures=failures, metrics={})])
+    assert [method for method, *_ in desk.links["queue"].calls] == ["granted", "admit"]
+    assert {name: len(desk.links[name].written()) for name in ("s0", "s1")} == {"s0": 3, "s1": 3}
+
+
+async def test_a_sampler_that_takes_too_long_to_take_tickets_fails_nothing(desk: Desk) -> None:
+    async def refuse(method: str, *_: Any, **__: Any) -> Any:
+        raise TimeoutError("6 answers did not reach the sampler's queue")
+
+    desk.links["s0"].call = refuse  # type: ignore[method-assign]
+    await desk.intake._deal([desk.ticket], ["s0", "s1"])
+    assert desk.intake.dealing == set()
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,10 @@ def test_whatever_has_not_ended_can_be_cancelled_and_can_fail(state: JobState) -
     check_request("j", state, RequestedAction.CANCEL)
 
 
+def test_a_job_that_was_paused_over_its_last_work_succeeds() -> None:
+    check_transition("j", JobState.PAUSED, JobState.SUCCEEDED)
+
+
 def test_only_failed_and_cancelled_jobs_resume() -> None:
     resumable = []
     for state in JobState:

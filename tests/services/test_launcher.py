@@ -49,6 +49,31 @@ def test_a_controller_that_is_too_busy_to_answer_is_alive_until_it_was_silent_fo
     assert len(cluster.killed) == 1
 
 
+@pytest.mark.parametrize("end", ["killed", "died", "waited for", "started again"])
+def test_the_silence_of_a_controller_does_not_count_for_the_next(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    cluster = Cluster(monkeypatch)
+    made = Launcher(Settings.load())
+    late = CallTimeout("no answer within 10 s")
+    cluster.answer = late
+    assert made.alive("job")
+    cluster.now += made.settings.start_timeout_seconds
+    if end == "killed":
+        assert not made.alive("job")
+    elif end == "started again":
+        monkeypatch.setattr(launcher.cluster, "spawn", lambda *_, **__: None)
+        monkeypatch.setattr(launcher.Link, "begin", lambda *_: None)
+        made.start("job")
+    else:
+        cluster.answer = WorkerDied("gone")
+        if end == "died":
+            assert not made.alive("job")
+        else:
+            made.wait_gone("job")
+    cluster.answer, killed = late, len(cluster.killed)
+    assert made.alive("job")  # the next one is late for the first time
+    assert len(cluster.killed) == killed
+
+
 def test_a_controller_whose_process_is_gone_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     Cluster(monkeypatch).answer = WorkerDied("gone")
     assert not Launcher(Settings.load()).alive("job")

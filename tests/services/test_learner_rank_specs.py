@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from services.jobs import spec_checks
+from learner.errors import InputError
+from services.jobs import spec_checks, supervisor
 from services.jobs.crew import Crew
 from services.jobs.errors import JobFailure
 from services.jobs.layout import JobPaths
@@ -83,14 +84,22 @@ class Rank:
 
     def __init__(self, name: str) -> None:
         self.name, self.dead = name, False
+        self.faults: list[Exception] = []
+        self.renewals = 0
         self.starts: asyncio.Event = asyncio.Event()
 
     async def call(self, method: str, *_: Any, **__: Any) -> Any:
         if self.dead:
             raise WorkerDied("killed")
+        if method == "start" and self.faults:
+            raise self.faults.pop(0)
         if method == "start":
             await self.starts.wait()
         return None if method == "unread_log" else {}
+
+    def begin(self, method: str, *_: Any) -> None:
+        assert method == "renew_lease"
+        self.renewals += 1
 
 
 class World:
@@ -159,3 +168,53 @@ async def test_too_few_ranks_for_the_reducer_fail_the_job_in_one_sentence(
     world.links["job-learner-1"].dead = True
     with pytest.raises(JobFailure, match=r"2 of 3 learner ranks are left, and .*: flag needs 3"):
         await world.supervisor.ready_ranks()
+
+
+async def test_a_worker_that_does_not_start_is_started_again_whatever_kept_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    world = World(monkeypatch, tmp_path, wait=30)
+    link = world.links["job-learner-2"]
+    world.supervisor.spec.resources.fleet.__dict__["max_worker_restarts"] = 2
+    link.dead, link.faults = True, [RuntimeError("out of memory")]
+    link.starts.set()
+    assert await world.supervisor.ready_ranks() == ("job-learner-1", "job-learner-2")
+    assert world.events == ["worker_died", "worker_died", "worker_restarted"]
+
+
+async def test_a_worker_whose_model_is_not_there_is_not_started_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    world = World(monkeypatch, tmp_path)
+    link = world.links["job-learner-2"]
+    link.dead, link.faults = True, [InputError("policy.model: 'm' is not on this machine")]
+    await world.supervisor.ready_ranks()
+    with pytest.raises(InputError, match="is not on this machine"):
+        await world.supervisor.failure
+    assert world.events == ["worker_died"]
+
+
+async def test_leases_are_renewed_whatever_the_heartbeat_waits_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    world = World(monkeypatch, tmp_path)
+    world.supervisor.spec.resources.fleet.__dict__["lease_seconds"] = 0.05
+    world.supervisor.up["job-learner-2"].clear()
+    renewing = asyncio.create_task(world.supervisor.renew_leases())
+    async with asyncio.timeout(30):
+        while world.links["job-learner-1"].renewals < 5:
+            await asyncio.sleep(0.01)
+        assert world.links["job-learner-2"].renewals == 0
+        world.supervisor.starting.add("job-learner-2")  # a large model takes longer to load than a lease lasts
+        while not world.links["job-learner-2"].renewals:
+            await asyncio.sleep(0.01)
+    renewing.cancel()
+
+
+async def test_a_worker_that_does_not_come_up_names_its_own_setting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(supervisor, "PING_TIMEOUT_SECONDS", 0.0)
+    world = World(monkeypatch, tmp_path, start_timeout_seconds=0.01)
+    with pytest.raises(JobFailure, match=r"within 0.02 s \(resources.learner.start_timeout_seconds: 0.01\)"):
+        await world.supervisor.ready("job-learner")

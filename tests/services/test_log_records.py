@@ -19,7 +19,7 @@ from services.api.app import create_app
 from services.cli.main import app as command_line
 from services.jobs import logfiles
 from services.jobs.layout import JobPaths
-from services.jobs.logfiles import LEVELS, LogPage, records
+from services.jobs.logfiles import LEVELS, LogPage, records, tail
 from services.jobs.state import JobState
 from services.jobs.store import JobStore
 from services.settings import Settings
@@ -106,6 +106,19 @@ def test_a_page_looks_at_no_more_than_so_many_lines(tmp_path: Path, monkeypatch:
     assert not page.records and page.more
     page = records(tmp_path, level="error", after=records(tmp_path, level="error", after=page.next).next)
     assert messages(page) == ["at last"] and not page.more
+
+
+def test_the_end_of_a_text_is_read_in_blocks_and_no_further_than_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "learner-1.log"
+    monkeypatch.setattr(logfiles, "BLOCK_BYTES", 7)
+    path.write_text("".join(f"line {number}\n" for number in range(100)))
+    assert tail(path, 3) == "line 97\nline 98\nline 99"
+    assert tail(path, 1000) == path.read_text().rstrip()
+    monkeypatch.setattr(logfiles, "TAIL_BYTES", 20)
+    path.write_text("\r".join(f"{percent:3d} %" for percent in range(100)))  # a progress bar: one line without an end
+    assert tail(path, 10) == "\n".join([" %", " 97 %", " 98 %", " 99 %"])
 
 
 @pytest.mark.parametrize("cursor", ["x", "", "12", "W10", "eyJhIjotMX0", "eyJhIjoiYiJ9", "é"])

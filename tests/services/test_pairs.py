@@ -40,10 +40,15 @@ def read(path: Path, **changes: Any) -> list[GivenPair]:
     return read_pairs(PromptsConfig(source=str(path), **changes))
 
 
-def prepare(folder: Path, *rows: object, **changes: Any) -> PreparedPairs:
+def prepare(folder: Path, *rows: object, objective: str = "sppo", **changes: Any) -> PreparedPairs:
     """The pairs of a small model of 128 tokens."""
     source = str(write_rows(folder / "pairs.jsonl", *rows))
-    spec = {"policy": {"model": str(folder)}, "prompts": {"source": source, **changes}, "schedule": {"mode": "offline"}}
+    spec = {
+        "policy": {"model": str(folder)},
+        "prompts": {"source": source, **changes},
+        "objective": {"kind": objective},
+        "schedule": {"mode": "offline"},
+    }
     return prepare_pairs(parse_job(spec), read_model(folder))
 
 
@@ -81,6 +86,15 @@ def test_scores_give_the_logit_where_both_are_there(tmp_path: Path) -> None:
     )
     assert [pair.logit for pair in read(path)] == [2.5, CERTAIN_LOGIT, 0]
     assert read(path, chosen_score_column=None)[0].logit == CERTAIN_LOGIT
+
+
+def test_the_policys_own_answer_may_lose_where_the_objective_keeps_the_files_order(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    row = {"prompt": "Hello?", "chosen": "good", "rejected": "bad", "chosen_score": 1, "rejected_score": 3}
+    prepared = prepare(tmp_path, row, objective="nash-md")
+    assert (prepared.answers, prepared.logits) == ((("good", "bad"),), (-2.0,))
+    with pytest.raises(InputError, match="contradict their order"):
+        prepare(tmp_path, row, objective="dpo")
 
 
 def test_columns_have_the_names_that_the_job_gives_them_in_csv_and_parquet_too(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def job(folder: Path, too_long: str, max_tokens: int = 90) -> JobSpec:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A model whose context of 128 leaves 38 tokens, two short prompts and a long one."""
+    """A model whose context of 128 leaves 37 tokens, one more being kept free, two short prompts and a long one."""
     write_model(tmp_path)
     path = write_prompts(tmp_path / "prompts.jsonl", 2)
     with path.open("a") as file:
@@ -159,7 +159,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_long_prompts_are_refused_or_skipped_and_counted(folder: Path) -> None:
     model = read_model(folder)
-    with pytest.raises(InputError, match=r"prompts: 1 of 3 prompts are longer than the 38 .* the first is 'long'"):
+    with pytest.raises(InputError, match=r"prompts: 1 of 3 prompts are longer than the 37 .* the first is 'long'"):
         prepare_prompts(job(folder, "error"), model)
     prepared = prepare_prompts(job(folder, "skip"), model)
     assert ([prompt.id for prompt in prepared.prompts], prepared.skipped, prepared.truncated) == (["p0", "p1"], 1, 0)
@@ -167,7 +167,7 @@ def test_long_prompts_are_refused_or_skipped_and_counted(folder: Path) -> None:
 
 def test_long_prompts_lose_the_start_of_their_text_and_keep_the_template(folder: Path) -> None:
     prepared = prepare_prompts(job(folder, "truncate"), read_model(folder))
-    assert (prepared.skipped, prepared.truncated, prepared.longest <= 38) == (0, 1, True)
+    assert (prepared.skipped, prepared.truncated, prepared.longest <= 37) == (0, 1, True)
     text = PromptRenderer(folder).tokenizer.decode(list(prepared.token_ids[2]), skip_special_tokens=False)
     assert text.startswith("<s><|start_header_id|>user<|end_header_id|>")
     assert text.endswith("word29<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
@@ -180,12 +180,12 @@ def test_long_prompts_lose_the_start_of_their_text_and_keep_the_template(folder:
 def test_a_prompt_whose_other_turns_fill_the_context_cannot_be_cut(folder: Path) -> None:
     row = {"id": "turns", "prompt": [{"role": "system", "content": "word " * 60}, {"role": "user", "content": "hi"}]}
     (folder / "prompts.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(InputError, match="prompt 'turns' cannot be cut to 38 tokens"):
+    with pytest.raises(InputError, match="prompt 'turns' cannot be cut to 37 tokens"):
         prepare_prompts(job(folder, "truncate"), read_model(folder))
 
 
 def test_skipping_every_prompt_is_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match="all 3 prompts are longer than the 3 "):
+    with pytest.raises(InputError, match="all 3 prompts are longer than the 2 "):
         prepare_prompts(job(folder, "skip", max_tokens=125), read_model(folder))
 
 

@@ -50,6 +50,14 @@ def test_a_new_job_is_queued_and_reads_back_whole(store: JobStore, tmp_path: Pat
     assert job.created_at.tzinfo is UTC
 
 
+def test_a_number_that_is_not_finite_is_null_in_an_event(store: JobStore, tmp_path: Path) -> None:
+    job_id = running(store, tmp_path)
+    data = {"loss": math.nan, "worst": {"rewards": [math.inf, 1.5, -math.inf]}}
+    written = store.append_event(job_id, "warning", "the loss is not a number", data)
+    assert written.data == {"loss": None, "worst": {"rewards": [None, 1.5, None]}}
+    assert store.events_after(job_id)[-1] == written
+
+
 def test_the_file_is_in_wal_mode(tmp_path: Path) -> None:
     store = JobStore(f"sqlite:///{tmp_path}/deep/down/sparring.sqlite")
     store.create(spec(), home=tmp_path)

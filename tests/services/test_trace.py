@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from job_world import fill_ledger, running_job
 from typer.testing import CliRunner
 
+from learner.errors import InputError
 from learner.records import AnswerSource, GroupState
 from services.api.app import create_app
 from services.api.routes.trace import EXAMPLE
@@ -116,6 +117,16 @@ def test_the_command_writes_what_a_viewer_opens(home: Path, tmp_path: Path) -> N
     assert begun.keys() == ended.keys() and all(begun[key] <= ended[key] for key in begun)
     named = {each["pid"]: each["args"]["name"] for each in events if each["ph"] == "M"}
     assert set(named.values()) == {"groups", "queue", "learner"} and {pid for _, pid in begun} == set(named)
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_read(home: Path, tmp_path: Path) -> None:
+    for out, sentence in (
+        (tmp_path, "is a folder; name a file"),
+        (tmp_path / "none" / "t.json", f"there is no folder {tmp_path / 'none'}; make it, or name another"),
+    ):
+        done = CliRunner().invoke(command_line, ["trace", "no-abcdef", "-o", str(out)])
+        assert isinstance(done.exception, InputError) and sentence in str(done.exception)
+        assert str(done.exception).startswith(f"--out: {out}")
 
 
 def test_a_trace_of_nothing_is_empty() -> None:

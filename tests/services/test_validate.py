@@ -18,6 +18,7 @@ from services.jobs.machine import Machine
 from services.jobs.memory import adapter_parameters
 from services.jobs.model_files import read_model
 from services.jobs.paths import resolve_paths
+from services.jobs.prompts import read_prompts
 from services.jobs.validate import ValidatedJob, validate_job
 from workers.learner import LearnerWorker
 
@@ -197,6 +198,29 @@ def test_paths_of_a_job_over_rest_stay_inside_the_configured_roots(world: Path) 
             resolve_paths(parse_job(job(prompts={"source": source})), world, [world])
     with pytest.raises(InputError, match="none are configured"):
         resolve_paths(spec, world, [])
+
+
+def test_a_link_keeps_its_name_where_that_says_how_the_file_is_read(world: Path) -> None:
+    write_prompts(world / "prompts.jsonl", 4).rename(world / "0a1b2c")
+    (world / "prompts.jsonl").symlink_to("0a1b2c")
+    (world / "linked").symlink_to(world)
+    for source in ("prompts.jsonl", "linked/prompts.jsonl"):
+        spec = parse_job(job(prompts={"source": source}))
+        resolved = resolve_paths(spec, world, [world])
+        assert resolved.prompts.source == str(world / "prompts.jsonl")
+        assert resolve_paths(resolved, Path("/")) == resolved
+        assert len(read_prompts(resolved.prompts)) == 4
+    elsewhere = world.parent / "outside"
+    elsewhere.mkdir(exist_ok=True)
+    (elsewhere / "out.jsonl").symlink_to(world / "0a1b2c")  # its owner could let it point anywhere later
+    (elsewhere / "secret").write_text("{}")
+    (world / "in.jsonl").symlink_to(elsewhere / "secret")
+    (world / "over.jsonl").symlink_to(elsewhere / "out.jsonl")
+    with pytest.raises(InputError, match=r"prompts.source: over.jsonl leads over other links to .*/0a1b2c"):
+        resolve_paths(parse_job(job(prompts={"source": "over.jsonl"})), world, [world])
+    for source in (str(elsewhere / "out.jsonl"), "in.jsonl"):
+        with pytest.raises(InputError, match=r"prompts.source: .* lies outside the folders that jobs may read"):
+            resolve_paths(parse_job(job(prompts={"source": source})), world, [world])
 
 
 # ---- the estimate of memory ----------------------------------------------------------------------------------------------------

@@ -126,6 +126,7 @@ def test_workers_are_found_by_name_after_their_handles_are_lost(ray_cluster: Non
     pid = answer(handle.ping.remote()).pid
     assert answer(handle.environment.remote("OMP_NUM_THREADS")) == "3"
     assert answer(handle.environment.remote("EXTRA")) == "x"
+    assert answer(handle.environment.remote("CUDA_VISIBLE_DEVICES")) == "", "it asked for no card"
     del handle
     time.sleep(0.5)
     again = cluster.find("found")

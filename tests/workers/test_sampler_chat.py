@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -15,9 +16,10 @@ from learner.records import FinishReason, Module, Prompt, SamplingParameters, Sh
 from tests.workers.sampler_world import manifest
 from workers.chat import ChatBegun, ChatPiece, ChatRequest
 from workers.config import SamplingConfig
+from workers.errors import WorkerUnavailable
 from workers.sampler.actor import SamplerSetup, SamplerWorker
 from workers.sampler.engine import EngineConfig
-from workers.sampler.errors import ChatBusy, EngineDied, VersionInUse, VersionNotLoaded
+from workers.sampler.errors import ChatBusy, DigestMismatch, NoPlaceLeft, VersionInUse, VersionNotLoaded
 from workers.versions.integrity import MissingVersionError
 
 VERSIONS = 12
@@ -221,13 +223,43 @@ async def test_a_version_that_a_call_needs_stays_while_newer_ones_come(worker: S
     assert {version for _, version in engine.loaded} == {6, 7}
 
 
+async def test_a_version_that_finds_no_place_is_tried_again_later(worker: SamplerWorker) -> None:
+    async def refuse(*_: object) -> str:
+        raise NoPlaceLeft("all 3 adapter places are taken")
+
+    engine_of(worker).load_version = refuse  # type: ignore[method-assign]
+    with pytest.raises(WorkerUnavailable, match="all 3 adapter places are taken"):
+        await worker.load(1)
+    assert not worker.digests and not worker.needed
+
+
+async def test_an_old_version_that_an_evaluation_loads_takes_the_place_of_another(worker: SamplerWorker) -> None:
+    for version in (7, 8, 3):
+        await worker.load(version)
+    await worker.load(2)
+    assert {version for _, version in engine_of(worker).loaded} == {2, 7, 8}
+
+
+async def test_a_sampler_that_starts_takes_nothing_yet(worker: SamplerWorker) -> None:
+    engine_of(worker).info = None
+    for call in (worker.load(0), worker.write([]), worker.answer([], 0, None)):
+        with pytest.raises(WorkerUnavailable, match="sampler is starting"):
+            await call
+
+
+def test_a_wrong_digest_is_told_whole_in_another_process() -> None:
+    told = pickle.loads(pickle.dumps(DigestMismatch("v1", "aa", "bb")))
+    assert isinstance(told, DigestMismatch) and (told.expected, told.found) == ("aa", "bb")
+    assert str(told) == "v1: the sampler read an adapter with digest bb, but the manifest says aa"
+
+
 async def test_groups_are_in_flight_before_their_round_begins(worker: SamplerWorker) -> None:
     engine, held, go = engine_of(worker), asyncio.Event(), asyncio.Event()
 
     async def hold() -> None:
         held.set()
         await go.wait()
-        raise EngineDied("while it was being held")
+        raise TimeoutError("while it was being held")
 
     engine.hold = hold  # type: ignore[attr-defined]
     engine.metrics = dict  # type: ignore[attr-defined]
@@ -241,7 +273,7 @@ async def test_groups_are_in_flight_before_their_round_begins(worker: SamplerWor
     await held.wait()
     assert (await worker.status()).in_flight == ("0.0",)
     go.set()
-    with pytest.raises(EngineDied):
+    with pytest.raises(TimeoutError):
         await writing
     assert (await worker.status()).in_flight == ()
 

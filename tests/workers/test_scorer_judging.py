@@ -7,21 +7,22 @@ from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.config import PairingConfig
-from learner.records import Answer, FinishReason, Prompt, SamplingParameters
+from learner.records import Answer, FinishReason, Prompt, ResponseGroup, SamplingParameters
 from workers.config import FunctionScorer, ScorerConfig, ScorerResources
 from workers.messages import DomainWinRate, EvaluationAnswer, EvaluationResult, JudgedWinRate
 from workers.scorers import function
 from workers.scorers.actor import ScorerSetup, ScorerWorker
-from workers.scorers.base import Comparison
+from workers.scorers.base import Comparison, ScoreResult
 from workers.scorers.build import build_scorer
 from workers.scorers.judging import by_domain, judge
 
-LEASE_SECONDS = 3600.0
+LEASE_SECONDS = 1e9
 
 
 def by_length(_prompt: Prompt, answers: Sequence[str]) -> list[float]:
@@ -95,10 +96,10 @@ def answer(prompt: Prompt, text: str) -> EvaluationAnswer:
     return EvaluationAnswer(prompt=prompt, answer=written, reference_logprobs=(-1.0, -1.0))
 
 
-async def test_an_evaluation_gives_both_judges_rates_by_domain_under_stable_metric_names(tmp_path: Path) -> None:
-    setup = ScorerSetup(
+def setup_of(folder: Path) -> ScorerSetup:
+    return ScorerSetup(
         name="scorer",
-        logs=tmp_path,
+        logs=folder,
         scorer=ScorerConfig(model=FunctionScorer(name="length")),
         resources=ScorerResources(),
         gold="shortness",
@@ -109,7 +110,33 @@ async def test_an_evaluation_gives_both_judges_rates_by_domain_under_stable_metr
         alone=True,
         tie_margin=0.0,
     )
-    worker = ScorerWorker(setup, LEASE_SECONDS)
+
+
+async def test_a_logit_that_is_no_number_fails_its_group_and_reaches_no_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = ScorerWorker(setup_of(tmp_path), LEASE_SECONDS)
+    await worker.start()
+    assert worker.scorer is not None
+    results = [ScoreResult(np.full((2, 2), np.nan), truncated_candidates=0)]
+    monkeypatch.setattr(worker.scorer, "score", lambda comparisons: results)
+    written = answer(Prompt.of("p0", "?"), "a").answer
+    group = ResponseGroup(
+        group_id="g",
+        round=0,
+        index=0,
+        version=3,
+        prompt=Prompt.of("p0", "?"),
+        prompt_token_ids=(1,),
+        answers=(written,) * 2,
+    )
+    with pytest.raises(ValueError, match="gave a logit that is no finite number"):
+        await worker.score(group)
+    await worker.stop()
+
+
+async def test_an_evaluation_gives_both_judges_rates_by_domain_under_stable_metric_names(tmp_path: Path) -> None:
+    worker = ScorerWorker(setup_of(tmp_path), LEASE_SECONDS)
     await worker.start()
     first, second = Prompt.of("p0", "?", "bills"), Prompt.of("p1", "?", "late fees/eu")
     policy = [[answer(first, "long")], [answer(second, "s")]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -9,7 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
 
 from learner.errors import InputError
 from learner.records import Prompt
@@ -63,6 +71,54 @@ def test_a_reward_models_logits_are_differences_of_its_rewards(tmp_path: Path, t
     np.testing.assert_allclose(logits, np.subtract.outer(rewards, rewards), atol=1e-5)
     assert np.abs(logits).max() > 1e-3
     assert (scorer.identity.kind, len(scorer.identity.version)) == ("reward-model", 64)
+
+
+def write_cross_encoder(folder: Path) -> Path:
+    """A reward model that reads two texts, and has learned which is which and where."""
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(TEXTS, 300)
+    tokenizer.save_pretrained(str(folder))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        num_labels=1,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.3,
+    )
+    BertForSequenceClassification(config).save_pretrained(str(folder))
+    return folder
+
+
+def test_a_classifier_of_pairs_is_told_which_text_a_token_belongs_to(tmp_path: Path) -> None:
+    folder = write_cross_encoder(tmp_path / "rm")
+    scorer = build_scorer(RewardModelScorer(model=str(folder), max_total_tokens=64), device="cpu")
+    compared = comparison("hello there", "yes", "the quick brown fox", "no")
+    logits = scorer.score([compared])[0].ordered_logits
+    model = BertForSequenceClassification.from_pretrained(str(folder)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    with torch.inference_mode():
+        rewards, blind = (
+            [
+                model(**{name: torch.tensor([tokenizer("hello there", answer)[name]]) for name in names}).logits.item()
+                for answer in compared.answers
+            ]
+            for names in (("input_ids", "token_type_ids"), ("input_ids",))
+        )
+    np.testing.assert_allclose(logits, np.subtract.outer(rewards, rewards), atol=1e-5)
+    assert np.abs(logits - np.subtract.outer(blind, blind)).max() > 1e-3, "it matters"
+
+
+def test_a_reward_model_with_fewer_positions_than_it_may_be_given_is_refused(tmp_path: Path) -> None:
+    folder = write_cross_encoder(tmp_path / "rm")
+    with pytest.raises(InputError, match=r"reads at most 64 tokens; set scorer.model.max_total_tokens to that or less"):
+        build_scorer(RewardModelScorer(model=str(folder), max_total_tokens=65), device="cpu")
 
 
 def test_a_reward_does_not_depend_on_batch_mates(tmp_path: Path) -> None:

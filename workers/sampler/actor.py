@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections import Counter
@@ -37,8 +38,9 @@ from workers.config import SamplingConfig
 from workers.leased import LeasedWorker
 from workers.messages import EvaluationAnswer, EvaluationItem, GroupFailure, LoadProof, SamplerStatus
 from workers.models import require_policy
+from workers.patience import Patience
 from workers.sampler.engine import EngineConfig, GeneratedAnswer, SamplerEngine
-from workers.sampler.errors import ChatBusy, EngineDied
+from workers.sampler.errors import ChatBusy, EngineDied, NoPlaceLeft
 from workers.sampler.guests import Adapter, Guests
 from workers.versions.cache import VersionCache
 
@@ -96,11 +98,13 @@ class SamplerWorker(LeasedWorker):
         self.cache = VersionCache(setup.cache)
         self.writing: dict[str, asyncio.Task[None]] = {}
         self.accepted: set[str] = set()  # whose round has not begun
+        self.sampling, self.delivering = (Patience(setup.request_timeout_seconds) for _ in range(2))
         self.failures: list[GroupFailure] = []
         self.digests: dict[tuple[Module, int], str] = {}
         self.needed: Counter[Adapter] = Counter()  # by calls that are being carried out
         self.loading = asyncio.Lock()
         self.guests = Guests(setup.chat_slots)
+        self.watching: asyncio.Task[None] | None = None
         self.delivered_total = 0
         self.synced = dict.fromkeys(("syncs_total", "sync_seconds_total", "sync_bytes_total"), 0.0)
 
@@ -123,10 +127,12 @@ class SamplerWorker(LeasedWorker):
                 "(resources.sampler.start_timeout_seconds)"
             ) from error
         self.log.info("vLLM is up: %r", self.engine.info)
+        self.watching = asyncio.create_task(self._watch_engine())
         return time.monotonic() - began
 
     async def load(self, version: int, module: Module = "fast") -> LoadProof:
         """Fetch a module's version, load it, and measure its canary texts. What it shows is judged elsewhere."""
+        self._require_started()
         began = time.monotonic()
         manifest: VersionManifest = await self.store.call("manifest", module, version)
         with self._needed([(module, version)]):
@@ -134,7 +140,10 @@ class SamplerWorker(LeasedWorker):
                 if (module, version) not in self.digests:
                     await self._make_room(version)
                     files = await self._adapter_files(manifest)
-                    digest = await self._guarded(self.engine.load_version(manifest, files, module))
+                    try:
+                        digest = await self._guarded(self.engine.load_version(manifest, files, module))
+                    except NoPlaceLeft as error:  # until the requests that name old versions have finished
+                        raise WorkerUnavailable(str(error)) from error
                     self.digests[module, version] = digest
                     self.synced["syncs_total"] += 1
                     self.synced["sync_seconds_total"] += time.monotonic() - began
@@ -153,11 +162,13 @@ class SamplerWorker(LeasedWorker):
 
     async def forget(self, version: int, module: Module = "fast") -> None:
         """Unload a version whose proof failed, once nothing names it, so that it can be loaded again."""
-        if self.digests.pop((module, version), None) is not None:
-            await self.engine.unload_version(version, module)
+        if (module, version) in self.digests:
+            await self._guarded(self.engine.unload_version(version, module))
+            del self.digests[module, version]
 
     async def write(self, tickets: Sequence[Ticket]) -> None:
         """Begin to write these groups. A ticket that is being written already is not written twice."""
+        self._require_started()
         known = self.accepted | self.writing.keys()
         fresh = [ticket for ticket in tickets if ticket.group_id not in known]
         if not self.setup.in_order:
@@ -168,12 +179,7 @@ class SamplerWorker(LeasedWorker):
             accepted  # in flight from here on: nobody may take them for lost while the engine is being held
         )
         try:
-            await self.engine.hold()
-            try:
-                self._begin(fresh)
-                await self.engine.enqueued(len(fresh) * self.setup.sampling.answers)
-            finally:
-                await self.engine.release()
+            await self._guarded(self._begin_in_order(fresh))
         finally:
             self.accepted -= accepted
 
@@ -187,6 +193,7 @@ class SamplerWorker(LeasedWorker):
             version: any published version; it is loaded when it is not there.
             reference: version whose log-probabilities of the answers are reported; None for the bare base.
         """
+        self._require_started()
         adapters: list[Adapter] = [("fast", needed) for needed in (version, reference) if needed is not None]
         with self._needed(adapters):
             for _, needed in adapters:
@@ -266,8 +273,18 @@ class SamplerWorker(LeasedWorker):
 
     async def stop(self) -> None:
         """Abandon what is in flight and close the engine."""
+        if self.watching is not None:
+            self.watching.cancel()
         await self.abandon()
         await self.engine.close()
+
+    async def _begin_in_order(self, tickets: Sequence[Ticket]) -> None:
+        await self.engine.hold()
+        try:
+            self._begin(tickets)
+            await self.engine.enqueued(len(tickets) * self.setup.sampling.answers)
+        finally:
+            await self.engine.release()
 
     def _begin(self, tickets: Sequence[Ticket]) -> None:
         for ticket in tickets:
@@ -278,7 +295,7 @@ class SamplerWorker(LeasedWorker):
     async def _write(self, ticket: Ticket) -> None:
         stage = Stage.SAMPLER
         try:
-            answers = await asyncio.wait_for(self._answers(ticket), self.setup.request_timeout_seconds)
+            answers = await self.sampling.wait(self._answers(ticket))
             group = ResponseGroup(
                 group_id=ticket.group_id,
                 round=ticket.round,
@@ -289,15 +306,12 @@ class SamplerWorker(LeasedWorker):
                 answers=answers,
             )
             stage = Stage.SCORER
-            await self._deliver(group)
+            await self.delivering.wait(self._deliver(group))
             self.delivered_total += 1
         except asyncio.CancelledError:
             raise
         except TimeoutError as error:
-            reason = str(error) or (
-                f"no answer within {self.setup.request_timeout_seconds:g} s (resources.sampler.request_timeout_seconds)"
-            )
-            self._fail(ticket, stage, reason)
+            self._fail(ticket, stage, f"{error} (resources.sampler.request_timeout_seconds)")
         except Exception as error:  # whatever it was, it is reported with the group, and the controller decides
             self.log.exception("group %s failed", ticket.group_id, extra={"group_id": ticket.group_id})
             self._fail(ticket, stage, f"{type(error).__name__}: {error}")
@@ -311,19 +325,11 @@ class SamplerWorker(LeasedWorker):
     async def _deliver(self, group: ResponseGroup) -> None:
         """Hand a group to its scorer, which returns when the queue has stored it; wait for a scorer that is being restarted."""
         scorer = self.scorers[group.index % len(self.scorers)]
-        limit = time.monotonic() + self.setup.request_timeout_seconds
         while True:
             try:
-                await scorer.call(
-                    "score",
-                    group,
-                    timeout_seconds=self.setup.request_timeout_seconds,
-                    setting="resources.sampler.request_timeout_seconds",
-                )
+                await scorer.call("score", group, timeout_seconds=math.inf)  # whoever calls this has the patience
                 return
             except (WorkerDied, WorkerUnavailable):
-                if time.monotonic() > limit:
-                    raise
                 await asyncio.sleep(DELIVERY_PAUSE_SECONDS)
 
     async def _answers(self, ticket: Ticket) -> tuple[Answer, ...]:
@@ -368,6 +374,15 @@ class SamplerWorker(LeasedWorker):
                 return await work
         except EngineDied:
             self._die()
+
+    def _require_started(self) -> None:
+        if self.engine.info is None:
+            raise WorkerUnavailable(f"{self.setup.name} is starting")
+
+    async def _watch_engine(self) -> None:
+        """An engine may die while nobody asks anything of it."""
+        await self.engine.wait_dead()
+        self._die()
 
     def _die(self) -> NoReturn:
         """An actor whose engine is dead would fail every call for ever; its death is what the controller understands."""
@@ -426,10 +441,11 @@ class SamplerWorker(LeasedWorker):
 
     async def _make_room(self, version: int) -> None:
         """Unload versions that are neither among the newest, nor the opponent, nor needed by a call or named by a running request."""
+        newest = max([version, *(known for _, known in self.digests)])  # an evaluation may ask for an older one
         for module, old in sorted(self.digests):
             opponent = module == "fast" and old == self.setup.sampling.fixed_opponent
             if (module, old) in self.guests or self.guests.named((module, old)) or self.needed[module, old]:
                 continue
-            if old <= version - self.setup.keep_versions and not opponent and self.engine.in_flight(old, module) == 0:
-                await self.engine.unload_version(old, module)
+            if old <= newest - self.setup.keep_versions and not opponent and self.engine.in_flight(old, module) == 0:
+                await self._guarded(self.engine.unload_version(old, module))
                 del self.digests[module, old]

@@ -265,7 +265,8 @@ class SamplerEngine:
         ]
 
     async def hold(self) -> None:
-        """Keep new requests waiting and forget the prefix cache, so that a round can be enqueued in a fixed order (rule 8).
+        """Keep new requests waiting, so that a round can be enqueued in a fixed order (rule 8); what runs goes on afterwards. An engine that
+        keeps prefixes forgets them, for which it also begins what runs anew.
 
         ``hold``, begin the calls of ``generate`` in order, ``enqueued``, ``release``. Holds nest.
         """
@@ -273,7 +274,9 @@ class SamplerEngine:
         if self._holds == 0:
             self._due = self._settled
         self._holds += 1
-        await self.backend.alive(self.backend.engine.pause_generation(mode="keep", clear_cache=True))
+        await self.backend.alive(
+            self.backend.engine.pause_generation(mode="keep", clear_cache=not self.config.deterministic)
+        )
 
     async def enqueued(self, answers: int, timeout_seconds: float = 120) -> None:
         """Wait until so many more answers of ``generate`` wait in vLLM's queue since ``hold``, or were refused.

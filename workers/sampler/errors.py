@@ -19,9 +19,17 @@ class DigestMismatch(AdapterRejected):
     """The bytes that the engine read are not those that the manifest promises (rule 4)."""
 
     def __init__(self, name: str, expected: str, found: str) -> None:
-        super().__init__(f"{name}: the sampler read an adapter with digest {found}, but the manifest says {expected}")
-        self.expected = expected
-        self.found = found
+        super().__init__(name, expected, found)  # with which another process can make it anew
+        self.name, self.expected, self.found = name, expected, found
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: the sampler read an adapter with digest {self.found}, but the manifest says {self.expected}"
+        )
+
+
+class NoPlaceLeft(AdapterRejected):
+    """Every adapter place is taken; one is free again when the requests that name old versions have finished."""
 
 
 class VersionNotLoaded(SamplerError):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from learner.records import Module
-from workers.sampler.errors import AdapterRejected, VersionInUse, VersionNotLoaded
+from workers.sampler.errors import AdapterRejected, NoPlaceLeft, VersionInUse, VersionNotLoaded
 
 
 @dataclass
@@ -37,13 +37,14 @@ class AdapterSlots:
         """A slot for a version that is about to be loaded, with an id that was never given before.
 
         Raises:
-            AdapterRejected: the version is already there, or the table is full.
+            AdapterRejected: the version is already there.
+            NoPlaceLeft: the table is full.
         """
         if (module, version) in self._slots:
             raise AdapterRejected(f"{name} is already loaded; versions are never overwritten")
         if len(self._slots) >= self.capacity:
             held = ", ".join(slot.name for slot in self._slots.values())
-            raise AdapterRejected(
+            raise NoPlaceLeft(
                 f"{name}: all {self.capacity} adapter places are taken ({held}); unload a version, "
                 "or raise resources.sampler.cpu_lora_slots"
             )

@@ -12,7 +12,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from learner.errors import InputError
 from services.api.context import Context, Shared
 from services.api.guard import READ
-from services.api.models import EventPage, MetricSeries
+from services.api.models import LAST_NUMBER, EventPage, MetricSeries
 from services.jobs.records import JobEvent
 
 router = APIRouter(tags=["history"], dependencies=[READ])
@@ -20,8 +20,6 @@ router = APIRouter(tags=["history"], dependencies=[READ])
 POLL_SECONDS = 0.5
 KEEP_ALIVE_SECONDS = 15
 STREAM_BATCH = 200
-LAST_NUMBER = (1 << 31) - 1
-"""The highest number that an event can have in every database."""
 
 
 @router.get(

@@ -58,6 +58,9 @@ EXAMPLES: dict[str, Example] = {
 }
 """Bodies that a job can be made of; the files must be there."""
 
+MOST_LABELS = 64
+"""As many as a job can have; each is a part of the database's query."""
+
 _LABEL = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 
 LABELS_PARAMETER: dict[str, Any] = {
@@ -75,7 +78,7 @@ def _labels(request: Request) -> dict[str, str]:
     """``metadata[name]=value`` parameters.
 
     Raises:
-        InputError: one name comes with two values, which no job has.
+        InputError: one name comes with two values, or there are more names than a job has.
     """
     found: dict[str, str] = {}
     for key, value in request.query_params.multi_items():
@@ -83,6 +86,10 @@ def _labels(request: Request) -> dict[str, str]:
             continue
         if found.setdefault(name[1], value) != value:
             raise InputError(f"{key}: {found[name[1]]!r} and {value!r} are two values of one label; send one")
+    if len(found) > MOST_LABELS:
+        raise InputError(
+            f"metadata: {len(found)} labels are asked for, and a job has at most {MOST_LABELS}; ask for fewer"
+        )
     return found
 
 

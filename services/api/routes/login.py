@@ -82,7 +82,10 @@ def _page(next: str, message: str = "", status: int = 200) -> HTMLResponse:
 
 def _inside(address: str) -> str:
     """The address, where it is a path of this service; nobody is sent elsewhere after signing in."""
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # a bracket without its other half
+        return "/"
     inside = address.startswith("/") and not address.startswith("//") and not parts.netloc and "\\" not in address
     return address if inside and address.isprintable() else "/"
 

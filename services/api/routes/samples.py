@@ -10,7 +10,7 @@ from learner.preference import win_matrix, win_probabilities
 from learner.records import Answer, GroupState, ScoredGroup
 from services.api.context import Shared, paths_of
 from services.api.guard import READ
-from services.api.models import Sample, SampledAnswer, SamplePage
+from services.api.models import LAST_NUMBER, Sample, SampledAnswer, SamplePage
 from services.jobs.group_pages import cut, read_cursor
 from services.jobs.records import JobRecord
 from services.jobs.spec import JobSpec
@@ -25,7 +25,9 @@ def samples(
     shared: Shared,
     job_id: str,
     state: Annotated[GroupState | None, Query(description="Only groups in this state.")] = None,
-    version: Annotated[int | None, Query(ge=0, description="Only groups that this version wrote.")] = None,
+    version: Annotated[
+        int | None, Query(ge=0, le=LAST_NUMBER, description="Only groups that this version wrote.")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 20,
     after: Annotated[str | None, Query(description="`next` of the page before.")] = None,
 ) -> SamplePage:

@@ -11,7 +11,7 @@ from learner.records import Module
 from services.adapters import adapter_files, zipped
 from services.api.context import Shared
 from services.api.guard import READ
-from services.api.models import VersionList
+from services.api.models import LAST_NUMBER, VersionList
 
 router = APIRouter(tags=["versions"], dependencies=[READ])
 
@@ -33,7 +33,10 @@ def versions(shared: Shared, job_id: str) -> VersionList:
     },
 )
 def download(
-    shared: Shared, job_id: str, version: Annotated[int, Path(ge=0)], module: Annotated[Module, Query()] = "fast"
+    shared: Shared,
+    job_id: str,
+    version: Annotated[int, Path(ge=0, le=LAST_NUMBER)],
+    module: Annotated[Module, Query()] = "fast",
 ) -> StreamingResponse:
     """One version's adapter, as a zip of the files that peft and vLLM read."""
     files = adapter_files(shared.store.get(job_id), version, module)
