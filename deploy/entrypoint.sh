@@ -76,12 +76,18 @@ secret() {
 
 # Where SPARRING_METRICS_KEY_FILE names a file, a key that may only look is made there, for Prometheus, unless it holds one that the store knows.
 metrics_key() {
-    local file=${SPARRING_METRICS_KEY_FILE:-} known key
+    local file=${SPARRING_METRICS_KEY_FILE:-} known key answer=0
     [[ -n $file ]] || return 0
     known="import sys; from services.access.store import AccessStore; from services.settings import Settings
-sys.exit(AccessStore(Settings.load().store_url).find_key(open(sys.argv[1]).read().strip()) is None)"
-    if [[ -s $file ]] && python -c "$known" "$file"; then return 0; fi
-    : >>"$file" || fail "$file (SPARRING_METRICS_KEY_FILE) cannot be written" 1 # before a key is made that nobody would have
+sys.exit(3 if AccessStore(Settings.load().store_url).find_key(open(sys.argv[1]).read().strip()) is None else 0)"
+    if [[ -f $file && -s $file ]]; then
+        python -c "$known" "$file" || answer=$?
+        ((answer == 3)) || return 0 # it is known, or nobody could say
+    fi
+    if ! { : >>"$file"; } 2>/dev/null; then # before a key is made that nobody would have
+        echo "entrypoint: $file (SPARRING_METRICS_KEY_FILE) cannot be written, and Prometheus has no key" >&2
+        return 0
+    fi
     key=$(sparring keys create prometheus --scope read 2>/dev/null) || fail "no key for Prometheus could be made" 1
     echo "$key" >"$file"
 }

@@ -366,11 +366,12 @@ def _plain(alpha: float) -> float | int:
 def _switch_off_dropout(base: PreTrainedModel) -> None:
     """The base is frozen: its own noise would only blur the log-ratios. The adapter's dropout stays.
 
-    Many families keep a probability as a number of their own, under names of all kinds, and pass it to a function.
+    Many families keep a probability as a number of their own, under names of all kinds, and pass it to a function. The one left is a threshold
+    of PhiMoE's router, which counts in evaluation too.
     """
     for module in base.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in list(vars(module).items()):
-            if isinstance(value, float) and ("drop" in name or "jitter" in name):
+            if isinstance(value, float) and ("drop" in name or "jitter" in name) and name != "router_jitter_noise":
                 setattr(module, name, 0.0)

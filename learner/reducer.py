@@ -52,7 +52,8 @@ class RobustReducer:
 
     A rank's gradient is its share of the mean: its records' sum over the global count. Divided by its share of the records
     it is an estimate of the mean itself, as long as the others' whatever the shares are, so that a rule gets vectors that
-    it can compare, and gives equal ones back. Ranks without examples take no part.
+    it can compare, and gives equal ones back. Ranks without examples take no part. Where an objective leaves records out (beta-DPO's filter),
+    shares are those before.
     """
 
     def __init__(self, ranks: Ranks, rule: Callable[[Tensor], Tensor]) -> None:

@@ -105,24 +105,29 @@ class _Service:
 
 
 class _Patience:
-    """How long a broken stream is tried again: counted from the first failure since the service answered, however quiet the job was."""
+    """How long a broken stream is tried again: counted from the first failure since it said something or flowed for long, however quiet
+    the job was."""
 
     def __init__(self, service: _Service) -> None:
         self._service = service
+        self._opened_at: float | None = None
         self.heard()
 
     def reached(self) -> None:
         """The service has taken the request of a stream."""
-        self._deadline: float | None = None
+        self._opened_at = time.monotonic()
 
     def heard(self) -> None:
         """The stream has said something."""
-        self.reached()
+        self._deadline: float | None = None
         self._wait = 0.2
 
     def after(self, error: Exception) -> None:
         """Raise when it is over."""
         now = time.monotonic()
+        if self._opened_at is not None and now - self._opened_at >= self._service._reconnect_seconds:
+            self.heard()
+        self._opened_at = None
         if self._deadline is None:
             self._deadline = now + self._service._reconnect_seconds
         if now >= self._deadline:

@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,10 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "RAYON_NUM_THREADS",
 )
+
+NO_CARD_UNASKED = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+"""Ray leaves every card in sight of an actor that asked for none. A controller's own CUDA_VISIBLE_DEVICES would be handed on to the actors that it
+starts; this may be."""
 
 QUIET_THREADS = {"TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE"}
 """OpenMP threads that spin while they wait would take the core from the worker that could use it."""
@@ -220,9 +225,7 @@ def spawn(
         bundle: place it into the bundle of this number of the reservation of this name, which must be there (`workers/reservations.py`). Default: where
             there is room.
     """
-    variables = dict.fromkeys(THREAD_VARIABLES, str(threads)) | QUIET_THREADS | dict(env or {})
-    if gpus == 0:
-        variables["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves every card in sight of who asked for none
+    variables = dict.fromkeys(THREAD_VARIABLES, str(threads)) | QUIET_THREADS | NO_CARD_UNASKED | dict(env or {})
     options: dict[str, Any] = {
         "name": name,
         "namespace": NAMESPACE,
@@ -247,11 +250,17 @@ def spawn(
 
 
 def find(name: str) -> Any | None:
-    """The running actor of this name, or None."""
+    """The running actor of this name, or None.
+
+    Raises:
+        WorkerUnavailable: the cluster does not answer now.
+    """
     try:
         return ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
         return None
+    except ray_errors.RayError as error:
+        raise WorkerUnavailable(f"the cluster cannot say who is {name}: {error}") from error
 
 
 def kill(name: str, timeout_seconds: float = 30.0) -> None:
@@ -356,12 +365,16 @@ class Link:
                 except TimeoutError:
                     raise _timeout(*patience) from None
                 yield await call_async(ref, *patience)
-        except (WorkerDied, WorkerUnavailable):
+        except WorkerDied:
             self._handle, ended = None, True
+            raise
+        except WorkerUnavailable:  # it may live, and write on for nobody
+            self._handle = None
             raise
         finally:
             if not ended:
-                ray.cancel(items)
+                with suppress(ray_errors.RayError):
+                    ray.cancel(items)
 
     def begin(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Begin a call and return Ray's reference to its result, which can be handed to another worker unread."""

@@ -15,11 +15,12 @@ class Patience:
 
     Args:
         seconds: longest time in which none of them is finished.
+        setting: where a person changes that.
         clock: monotonic seconds.
     """
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._seconds, self._clock = seconds, clock
+    def __init__(self, seconds: float, setting: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._setting, self._clock = seconds, setting, clock
         self._finished_at = clock()
 
     async def wait(self, work: Awaitable[T]) -> T:
@@ -33,7 +34,7 @@ class Patience:
             while not task.done():
                 left = max(began, self._finished_at) + self._seconds - self._clock()
                 if left <= 0:
-                    raise TimeoutError(f"nothing was finished within {self._seconds:g} s")
+                    raise TimeoutError(f"nothing was finished within {self._seconds:g} s ({self._setting})")
                 await asyncio.wait({task}, timeout=left)
             result = task.result()
         finally:

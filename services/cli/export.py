@@ -183,7 +183,8 @@ def _pairs(job: JobRecord, version: int | None, messages: bool) -> Iterator[list
                 chosen = select_answers(
                     group, spec.objective, pairing, spec.sampling.truncated, spec.scorer.temperature
                 )
-                best, worst = chosen.indices[0], chosen.indices[-1]
+                # by what the scorer said, whatever order the objective takes them in
+                worst, *_, best = sorted(range(len(chosen.indices)), key=lambda place: chosen.win_probabilities[place])
                 if messages:
                     prompt: Any = [{"role": turn.role, "content": turn.text} for turn in group.prompt.messages]
                 elif len(group.prompt.messages) == 1:
@@ -196,10 +197,10 @@ def _pairs(job: JobRecord, version: int | None, messages: bool) -> Iterator[list
                 page.append(
                     {
                         "prompt": prompt,
-                        "chosen": _said(group.answers[best].text, messages),
-                        "rejected": _said(group.answers[worst].text, messages),
-                        "chosen_score": float(chosen.win_probabilities[0]),
-                        "rejected_score": float(chosen.win_probabilities[-1]),
+                        "chosen": _said(group.answers[chosen.indices[best]].text, messages),
+                        "rejected": _said(group.answers[chosen.indices[worst]].text, messages),
+                        "chosen_score": float(chosen.win_probabilities[best]),
+                        "rejected_score": float(chosen.win_probabilities[worst]),
                         "prompt_id": group.prompt.id,
                         "round": group.round,
                         "version": group.version,

@@ -160,7 +160,11 @@ class _Rating:
 
     async def _next(self) -> None:
         self._enable(False)  # one pair at a time, also where somebody clicks twice
-        self._choice = choice = await asyncio.to_thread(next, self._choices, None)
+        try:
+            self._choice = choice = await asyncio.to_thread(next, self._choices, None)
+        except Exception as error:
+            self._complain(f"The next pair cannot be read ({error}); reload this page.")
+            raise
         self._question.clear()
         self._enable(choice is not None)
         self._first.text = "" if choice is None else choice.first.text
@@ -170,6 +174,10 @@ class _Rating:
                 Text("p", "There are no more pairs. Come back when the job has written more.")
             else:
                 show_prompt(choice.sample.prompt)
+
+    def _complain(self, text: str) -> None:
+        self._said.text = text
+        set_attribute(self._said, "class", "error")
 
     async def _pass(self) -> None:
         self._said.text = ""
@@ -188,10 +196,13 @@ class _Rating:
                 "POST /v1/jobs/{job_id}/preferences", job_id, lambda: take_in(store, job_id, [preference])
             )
         except InputError as error:
-            self._said.text = str(error)
-            set_attribute(self._said, "class", "error")
+            self._complain(str(error))
             self._enable(True)
             return
+        except Exception as error:
+            self._complain(f"It was not stored ({error}); try again.")
+            self._enable(True)
+            raise
         set_attribute(self._said, "class", None)
         rate = "" if chosen.win_probability is None else f", which wins {share(chosen.win_probability)} by the scorer"
         writer = str(chosen.source) if chosen.module is None else f"{chosen.module} v{chosen.version}"

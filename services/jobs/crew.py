@@ -41,7 +41,7 @@ class Member:
     gpus: float = 0.0
     threads: int = 1
     start_timeout_seconds: float = 300.0
-    start_setting: str = "resources"
+    start_setting: str | None = None
     max_concurrency: int | None = None
 
     @property

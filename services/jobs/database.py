@@ -28,6 +28,10 @@ BUSY_TIMEOUT_SECONDS = 30.0
 """Longest wait for another process's write to the same file."""
 
 
+MOST_CONNECTIONS = 30
+"""Beside the few that stay open: the service's threads may ask at the same time, and PostgreSQL takes 100 from all."""
+
+
 class Database:
     """A database that is opened at first use, and brought to the newest revision then. Safe to share between threads.
 
@@ -93,7 +97,7 @@ def open_engine(url: str) -> Engine:
     """
     try:
         # a connection that a restarted server or a firewall closed is noticed before it is used
-        engine = create_engine(url, pool_pre_ping=True)
+        engine = create_engine(url, pool_pre_ping=True, max_overflow=MOST_CONNECTIONS)
     except Exception as error:  # SQLAlchemy raises many kinds here: a bad URL, an unknown dialect, a missing driver
         raise InputError(
             f"database_url: {without_password(url)!r} cannot be opened ({without_password(str(error))}); use for example "

@@ -402,7 +402,8 @@ class SelfPlayLoop:
             self.journal.metrics(observed, version=self.version)
         mark = (self.version, self.learner_step, counts.admitted, counts.granted, counts.ready, tokens, turns)
         stalled = self.watchdog.stalled(mark, now)
-        if stalled and turns and standing.granted + standing.ready > 0:
+        judging = self.evaluating is not None and not self.evaluating.done()  # which has a time-out of its own
+        if stalled and turns and not judging and standing.granted + standing.ready > 0:
             raise JobFailure(
                 "stalled",
                 f"nothing moved for {self.watchdog.timeout_seconds:g} s (resources.fleet.progress_timeout_seconds) with "

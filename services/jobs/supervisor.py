@@ -123,7 +123,9 @@ class Supervisor:
         except TimeoutError as error:
             raise JobFailure(
                 "worker_start_timeout",
-                f"{name} did not come up within {limit:g} s ({member.start_setting}: {member.start_timeout_seconds:g}); see its log",
+                f"{name} did not come up within {limit:g} s"
+                + (f" ({member.start_setting}: {member.start_timeout_seconds:g})" if member.start_setting else "")
+                + "; see its log",
                 member.start_setting,
             ) from error
         return member.link
@@ -163,8 +165,10 @@ class Supervisor:
         while True:
             # a large model takes longer to load than a lease lasts; of a worker that is dead, others tell
             for name in {*self.starting, *(name for name, up in self.up.items() if up.is_set())}:
-                with suppress(WorkerUnavailable):
+                try:
                     self.crew.member(name).link.begin("renew_lease", lease)
+                except WorkerUnavailable as error:
+                    self.journal.log.debug("the lease of %s was not renewed: %s", name, error)
             await asyncio.sleep(lease / RENEWALS_A_LEASE)
 
     async def look(self) -> list[SamplerStatus]:
@@ -220,9 +224,12 @@ class Supervisor:
         return None
 
     async def _died(self, member: Member, reason: str) -> None:
-        if not self.up[member.name].is_set():
-            return
-        self.up[member.name].clear()
+        if self.up[member.name].is_set():
+            self.up[member.name].clear()
+            await self._lost(member, reason)
+
+    async def _lost(self, member: Member, reason: str) -> None:
+        """Tell of a worker's death, and start it again while it may be."""
         self.journal.event("worker_died", f"{member.name} died: {reason}", worker=member.name, role=member.role)
         if member.role == "sampler":
             action = self.fleet.died(member.name)
@@ -268,11 +275,12 @@ class Supervisor:
             await self._start(member)
         except InputError:  # a model that is not there will not be there the next time either
             raise
-        except (
-            Exception
-        ) as error:  # whatever kept it from starting, it may start the next time, or others do without it
-            self.up[member.name].set()  # so that this death is seen as one
-            await self._died(member, str(error))
+        except Exception as error:
+            # whatever kept it from starting, it may start the next time, or others do without it
+            self.journal.log.exception("%s did not start", member.name)
+            await self._lost(
+                member, str(error) if isinstance(error, WorkerError) else f"{type(error).__name__}: {error}"
+            )
 
     async def _start(self, member: Member) -> None:
         is_data = member in (self.crew.queue, self.crew.versions)  # these are up when they answer

@@ -73,7 +73,7 @@ def test_a_killed_sampler_and_an_interruption_cost_no_group_and_no_version(world
     command = start_job(tmp_path, spec)
     wait_for(lambda: (Outcome().job.current_version or 0) >= 1, "version 1")
     name = f"{Outcome().job.id}-sampler-0"
-    (victim,), engines = command.workers("Sampler"), command.named("EngineCore")
+    victim, engines = command.worker("Sampler"), command.named("EngineCore")
     assert engines
     os.kill(victim.pid, signal.SIGKILL)
     wait_for(lambda: not any(engine.is_running() for engine in engines), "the dead sampler's engine to go", 60)
@@ -106,8 +106,7 @@ def test_the_death_of_any_other_worker_costs_no_group_either(world: World, tmp_p
     command = start_job(tmp_path, job(world, schedule={"rounds": 10}))
     for version, role in enumerate(("Learner", "Scorer", "Replay", "Versions", "JobContr"), start=1):
         wait_for(lambda version=version: (Outcome().job.current_version or 0) >= version, f"version {version}")
-        (victim,) = command.workers(role)
-        os.kill(victim.pid, signal.SIGKILL)
+        os.kill(command.worker(role).pid, signal.SIGKILL)
     ended = command.wait()
     assert ended.code == 0, ended.output
     outcome = Outcome()

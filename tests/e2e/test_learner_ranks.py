@@ -61,8 +61,7 @@ def test_two_ranks_give_the_adapter_of_one_also_where_each_is_killed_and_the_job
     command = start_job(tmp_path, ranks_job(world, tmp_path, 2))
     for version, actor in ((2, "LearnerRank"), (5, "LearnerWorker")):
         wait_for(lambda version=version: (Outcome().job.current_version or 0) >= version, f"version {version}")
-        (victim,) = command.workers(actor)
-        os.kill(victim.pid, signal.SIGKILL)
+        os.kill(command.worker(actor).pid, signal.SIGKILL)
     ended = command.wait()
     assert ended.code == 0, ended.output
     outcome = Outcome()

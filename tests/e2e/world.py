@@ -170,6 +170,11 @@ class Command:
         """The processes of the workers whose class begins so."""
         return self.named(f"ray::{role}"[:LONGEST_NAME])
 
+    def worker(self, role: str) -> psutil.Process:
+        """The one worker of that kind, once there is one."""
+        (found,) = wait_for(lambda: found if len(found := self.workers(role)) == 1 else None, f"one {role}", 60)
+        return found
+
     def leaves_nothing(self, seconds: float = 60) -> bool:
         """Whether everything that it started is gone, or goes within so many seconds."""
         limit = time.monotonic() + seconds

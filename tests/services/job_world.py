@@ -77,15 +77,17 @@ def job_with_domains(store: JobStore, home: Path, *, gold: bool = False) -> str:
     return job_id
 
 
-def fill_ledger(home: Path, job_id: str, groups: int, *, consumed: int, system: str | None = None) -> None:
-    """Scored groups of round 0, the first of them consumed into version 1; one more ticket is out."""
+def fill_ledger(
+    home: Path, job_id: str, groups: int, *, consumed: int, system: str | None = None, last_wins: bool = False
+) -> None:
+    """Scored groups of round 0, the first of them consumed into version 1; one more ticket is out. The first answers win, or the last."""
     path = JobPaths(home, job_id).replay_database
     path.parent.mkdir(parents=True, exist_ok=True)
     with ReplayLedger(path, max_groups=100, max_bytes=1 << 24) as ledger:
         tickets = [_ticket(job_id, index, system) for index in range(groups + 1)]
         ledger.admit(tickets)
         for ticket in tickets[:groups]:
-            ledger.put(_group(ticket), None)
+            ledger.put(_group(ticket, -1.0 if last_wins else 1.0), None)
         assert len(ledger.lease(count=consumed, newest_version=0, max_staleness=0)) == consumed
         ledger.commit(1, 1)
 
@@ -105,7 +107,7 @@ def _ticket(job_id: str, index: int, system: str | None) -> Ticket:
     )
 
 
-def _group(ticket: Ticket) -> ScoredGroup:
+def _group(ticket: Ticket, sign: float) -> ScoredGroup:
     answers = tuple(
         Answer(
             text=f"answer {place} to {ticket.index}",
@@ -130,7 +132,7 @@ def _group(ticket: Ticket) -> ScoredGroup:
         prompt_token_ids=ticket.prompt_token_ids,
         answers=answers,
         scorer=ScorerIdentity(kind="function", name="test", version="1"),
-        ordered_logits=LOGITS,
+        ordered_logits=tuple(tuple(sign * logit for logit in row) for row in LOGITS),
     )
 
 

@@ -42,6 +42,19 @@ def test_preferences_are_the_best_and_the_worst_of_what_was_learned_from(
     assert rows[1]["prompt_id"] == "p1" and rows[1]["version"] == 0
 
 
+def test_preferences_go_by_the_scorer_also_where_the_objective_keeps_the_order_of_its_file(
+    store: JobStore, home: Path, tmp_path: Path
+) -> None:
+    offline = {"mode": "offline", "rounds": 1, "prompts_per_round": 8, "prompts_per_step": 4}
+    job_id = running_job(store, home, objective={"kind": "nash-md"}, schedule=offline)
+    fill_ledger(home, job_id, 1, consumed=1, last_wins=True)
+    path = tmp_path / "preferences.parquet"
+    assert write_preferences(store.get(job_id), path) == 1
+    (row,) = pq.read_table(path).to_pylist()
+    assert row["rejected"] == "answer 0 to 0" and row["chosen"] != row["rejected"]
+    assert row["chosen_score"] > row["rejected_score"]
+
+
 def test_preferences_as_messages_keep_every_turn(store: JobStore, home: Path, tmp_path: Path) -> None:
     job_id = running_job(store, home)
     fill_ledger(home, job_id, 1, consumed=1, system="Be kind.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,7 +115,8 @@ class World:
             member.__dict__["link"] = self.links[member.name]  # where the cached property keeps it
         monkeypatch.setattr(self.crew, "dismiss_one", lambda member: None)
         monkeypatch.setattr(self.crew, "spawn", self.spawn)
-        journal: Any = SimpleNamespace(event=lambda kind, *_, **__: self.events.append(kind))
+        log = logging.getLogger("test")
+        journal: Any = SimpleNamespace(log=log, event=lambda kind, *_, **__: self.events.append(kind))
         fleet = Fleet(settings.resources.fleet, ())
         self.supervisor = Supervisor(self.crew, fleet, journal, settings, sampler_died=None)  # type: ignore[arg-type]
         for member in self.crew.ranks:

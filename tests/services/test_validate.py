@@ -200,7 +200,9 @@ def test_paths_of_a_job_over_rest_stay_inside_the_configured_roots(world: Path) 
         resolve_paths(spec, world, [])
 
 
-def test_a_link_keeps_its_name_where_that_says_how_the_file_is_read(world: Path) -> None:
+def test_a_link_keeps_its_name_where_that_says_how_the_file_is_read(
+    world: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     write_prompts(world / "prompts.jsonl", 4).rename(world / "0a1b2c")
     (world / "prompts.jsonl").symlink_to("0a1b2c")
     (world / "linked").symlink_to(world)
@@ -210,8 +212,7 @@ def test_a_link_keeps_its_name_where_that_says_how_the_file_is_read(world: Path)
         assert resolved.prompts.source == str(world / "prompts.jsonl")
         assert resolve_paths(resolved, Path("/")) == resolved
         assert len(read_prompts(resolved.prompts)) == 4
-    elsewhere = world.parent / "outside"
-    elsewhere.mkdir(exist_ok=True)
+    elsewhere = tmp_path_factory.mktemp("outside")
     (elsewhere / "out.jsonl").symlink_to(world / "0a1b2c")  # its owner could let it point anywhere later
     (elsewhere / "secret").write_text("{}")
     (world / "in.jsonl").symlink_to(elsewhere / "secret")

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,9 @@ class Echo(LeasedWorker):
         self.children.append(subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"]))
         return self.children[-1].pid
 
+    async def start_with_a_card(self, name: str) -> None:
+        cluster.spawn(Echo, name, cpus=0.1, gpus=1, args=(300.0,))
+
     async def ask(self, name: str, value: object) -> object:
         return await Link(name).call("echo", value)
 
@@ -87,6 +91,7 @@ class Plain(LeasedWorker):
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers import the classes of this file by name
+        patch.setattr(ray, "init", partial(ray.init, num_gpus=1))  # Ray takes our word for the card
         cluster.connect(None, cpus=2, home=tmp_path_factory.mktemp("home"))
         yield
         cluster.disconnect()
@@ -126,7 +131,6 @@ def test_workers_are_found_by_name_after_their_handles_are_lost(ray_cluster: Non
     pid = answer(handle.ping.remote()).pid
     assert answer(handle.environment.remote("OMP_NUM_THREADS")) == "3"
     assert answer(handle.environment.remote("EXTRA")) == "x"
-    assert answer(handle.environment.remote("CUDA_VISIBLE_DEVICES")) == "", "it asked for no card"
     del handle
     time.sleep(0.5)
     again = cluster.find("found")
@@ -138,6 +142,16 @@ def test_workers_are_found_by_name_after_their_handles_are_lost(ray_cluster: Non
     fresh = start("found")
     assert answer(fresh.ping.remote()).pid != pid
     cluster.kill("found")
+
+
+@pytest.mark.slow
+def test_a_card_is_seen_by_who_asked_for_one_whoever_started_it(ray_cluster: None) -> None:
+    controller = start("without")
+    assert answer(controller.environment.remote("CUDA_VISIBLE_DEVICES")) == ""
+    answer(controller.start_with_a_card.remote("with"))
+    assert Link("with").call_blocking("environment", "CUDA_VISIBLE_DEVICES") == "0"
+    for name in ("with", "without"):
+        cluster.kill(name)
 
 
 @pytest.mark.slow
@@ -219,7 +233,7 @@ def test_errors_come_back_as_what_they_were(ray_cluster: None) -> None:
 
 @pytest.mark.slow
 def test_the_cluster_says_what_it_has(ray_cluster: None) -> None:
-    assert cluster.nodes() == [Node(cpus=2.0, gpus=0.0)]
+    assert cluster.nodes() == [Node(cpus=2.0, gpus=1.0)]
     data = start("data", role="data")
     answer(data.ping.remote())
     cluster.kill("data")

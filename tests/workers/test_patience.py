@@ -10,18 +10,20 @@ from workers.patience import Patience
 
 
 async def test_work_that_waits_behind_other_work_is_not_late() -> None:
-    patience, turn = Patience(0.4), asyncio.Lock()
+    now = [0.0]
+    patience, turn = Patience(10, "tests.patience", clock=lambda: now[0]), asyncio.Lock()
 
     async def work(number: int) -> int:
         async with turn:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0)
+            now[0] += 4
         return number
 
     assert await asyncio.gather(*(patience.wait(work(number)) for number in range(20))) == list(range(20))
 
 
 async def test_work_is_late_once_nothing_gets_done() -> None:
-    patience, cancelled = Patience(0.05), list[int]()
+    patience, cancelled = Patience(0.05, "tests.patience"), list[int]()
 
     async def work(number: int) -> None:
         try:
@@ -32,14 +34,14 @@ async def test_work_is_late_once_nothing_gets_done() -> None:
 
     found = await asyncio.gather(*(patience.wait(work(number)) for number in range(3)), return_exceptions=True)
     assert [str(error) for error in found if isinstance(error, TimeoutError)] == [
-        "nothing was finished within 0.05 s"
+        "nothing was finished within 0.05 s (tests.patience)"
     ] * 3
     assert sorted(cancelled) == [0, 1, 2], "nothing runs on"
 
 
 async def test_a_failure_is_told_and_is_no_progress() -> None:
     now = [0.0]
-    patience = Patience(10, clock=lambda: now[0])
+    patience = Patience(10, "tests.patience", clock=lambda: now[0])
 
     async def fail() -> None:
         now[0] = 8.0

@@ -17,6 +17,7 @@ from tests.workers.sampler_world import manifest
 from workers.chat import ChatBegun, ChatPiece, ChatRequest
 from workers.config import SamplingConfig
 from workers.errors import WorkerUnavailable
+from workers.sampler import actor
 from workers.sampler.actor import SamplerSetup, SamplerWorker
 from workers.sampler.engine import EngineConfig
 from workers.sampler.errors import ChatBusy, DigestMismatch, NoPlaceLeft, VersionInUse, VersionNotLoaded
@@ -223,14 +224,36 @@ async def test_a_version_that_a_call_needs_stays_while_newer_ones_come(worker: S
     assert {version for _, version in engine.loaded} == {6, 7}
 
 
-async def test_a_version_that_finds_no_place_is_tried_again_later(worker: SamplerWorker) -> None:
-    async def refuse(*_: object) -> str:
-        raise NoPlaceLeft("all 3 adapter places are taken")
+async def test_a_version_waits_for_a_place_and_not_for_ever(
+    worker: SamplerWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actor, "PLACE_PAUSE_SECONDS", 0)
+    load, refusals = engine_of(worker).load_version, [NoPlaceLeft("all 3 adapter places are taken")] * 3
+
+    async def refuse(*arguments: Any) -> str:
+        if refusals:
+            raise refusals.pop()
+        return await load(*arguments)
 
     engine_of(worker).load_version = refuse  # type: ignore[method-assign]
-    with pytest.raises(WorkerUnavailable, match="all 3 adapter places are taken"):
-        await worker.load(1)
-    assert not worker.digests and not worker.needed
+    assert (await worker.load(1)).version == 1 and not refusals
+    monkeypatch.setattr(actor, "PLACE_SECONDS", -1)
+    refusals.append(NoPlaceLeft("all 3 adapter places are taken"))
+    with pytest.raises(NoPlaceLeft, match="all 3 adapter places are taken"):
+        await worker.load(2)
+    assert set(worker.digests) == {("fast", 1)} and not worker.needed
+
+
+async def test_a_version_that_is_in_use_stays_known_when_it_is_to_be_forgotten(worker: SamplerWorker) -> None:
+    await worker.load(1)
+    engine_of(worker).named["fast", 1] = 1
+    with pytest.raises(VersionInUse):
+        await worker.forget(1)
+    assert ("fast", 1) in worker.digests
+    engine_of(worker).named["fast", 1] = 0
+    await worker.forget(1)
+    await worker.forget(1)
+    assert not worker.digests and not engine_of(worker).loaded
 
 
 async def test_an_old_version_that_an_evaluation_loads_takes_the_place_of_another(worker: SamplerWorker) -> None:

@@ -40,11 +40,16 @@ from workers.messages import EvaluationAnswer, EvaluationItem, GroupFailure, Loa
 from workers.models import require_policy
 from workers.patience import Patience
 from workers.sampler.engine import EngineConfig, GeneratedAnswer, SamplerEngine
-from workers.sampler.errors import ChatBusy, EngineDied, NoPlaceLeft
+from workers.sampler.errors import ChatBusy, EngineDied, NoPlaceLeft, VersionInUse
 from workers.sampler.guests import Adapter, Guests
 from workers.versions.cache import VersionCache
 
 T = TypeVar("T")
+
+PATIENCE = "resources.sampler.request_timeout_seconds"
+
+PLACE_SECONDS, PLACE_PAUSE_SECONDS = 120.0, 0.5
+"""Longest wait for an adapter place, and the pause between two tries."""
 
 DELIVERY_PAUSE_SECONDS = 0.5
 """Between two tries to hand a group to a scorer that is being restarted."""
@@ -98,7 +103,7 @@ class SamplerWorker(LeasedWorker):
         self.cache = VersionCache(setup.cache)
         self.writing: dict[str, asyncio.Task[None]] = {}
         self.accepted: set[str] = set()  # whose round has not begun
-        self.sampling, self.delivering = (Patience(setup.request_timeout_seconds) for _ in range(2))
+        self.sampling, self.delivering = (Patience(setup.request_timeout_seconds, PATIENCE) for _ in range(2))
         self.failures: list[GroupFailure] = []
         self.digests: dict[tuple[Module, int], str] = {}
         self.needed: Counter[Adapter] = Counter()  # by calls that are being carried out
@@ -136,18 +141,7 @@ class SamplerWorker(LeasedWorker):
         began = time.monotonic()
         manifest: VersionManifest = await self.store.call("manifest", module, version)
         with self._needed([(module, version)]):
-            async with self.loading:  # an evaluation may ask for the version that is just being loaded
-                if (module, version) not in self.digests:
-                    await self._make_room(version)
-                    files = await self._adapter_files(manifest)
-                    try:
-                        digest = await self._guarded(self.engine.load_version(manifest, files, module))
-                    except NoPlaceLeft as error:  # until the requests that name old versions have finished
-                        raise WorkerUnavailable(str(error)) from error
-                    self.digests[module, version] = digest
-                    self.synced["syncs_total"] += 1
-                    self.synced["sync_seconds_total"] += time.monotonic() - began
-                self.guests.remove((module, version))  # the job needs it now, whoever loaded it
+            await self._ensure_loaded(manifest, began)
             measured = await self._guarded(
                 self.engine.text_logprobs([text.token_ids for text in manifest.canary], version, module)
             )
@@ -160,11 +154,37 @@ class SamplerWorker(LeasedWorker):
                 seconds=time.monotonic() - began,
             )
 
+    async def _ensure_loaded(self, manifest: VersionManifest, began: float) -> None:
+        """Load a version unless it is; where every place is taken, once the requests that name old versions have finished.
+
+        Raises:
+            NoPlaceLeft: they do not finish.
+        """
+        module, version = manifest.module, manifest.version
+        while True:
+            async with self.loading:  # an evaluation may ask for the version that is just being loaded
+                if (module, version) not in self.digests:
+                    await self._make_room(version)
+                    files = await self._adapter_files(manifest)
+                    try:
+                        digest = await self._guarded(self.engine.load_version(manifest, files, module))
+                    except NoPlaceLeft:
+                        if time.monotonic() > began + PLACE_SECONDS:
+                            raise
+                    else:
+                        self.digests[module, version] = digest
+                        self.synced["syncs_total"] += 1
+                        self.synced["sync_seconds_total"] += time.monotonic() - began
+                if (module, version) in self.digests:
+                    self.guests.remove((module, version))  # the job needs it now, whoever loaded it
+                    return
+            await asyncio.sleep(PLACE_PAUSE_SECONDS)
+
     async def forget(self, version: int, module: Module = "fast") -> None:
         """Unload a version whose proof failed, once nothing names it, so that it can be loaded again."""
-        if (module, version) in self.digests:
-            await self._guarded(self.engine.unload_version(version, module))
-            del self.digests[module, version]
+        async with self.loading:
+            if (module, version) in self.digests:
+                await self._unload((module, version))
 
     async def write(self, tickets: Sequence[Ticket]) -> None:
         """Begin to write these groups. A ticket that is being written already is not written twice."""
@@ -311,7 +331,7 @@ class SamplerWorker(LeasedWorker):
         except asyncio.CancelledError:
             raise
         except TimeoutError as error:
-            self._fail(ticket, stage, f"{error} (resources.sampler.request_timeout_seconds)")
+            self._fail(ticket, stage, str(error) or "TimeoutError")
         except Exception as error:  # whatever it was, it is reported with the group, and the controller decides
             self.log.exception("group %s failed", ticket.group_id, extra={"group_id": ticket.group_id})
             self._fail(ticket, stage, f"{type(error).__name__}: {error}")
@@ -414,8 +434,7 @@ class SamplerWorker(LeasedWorker):
                 files = await self._adapter_files(manifest)
                 if (old := self.guests.to_unload()) is not None:
                     self.guests.remove(old)
-                    await self._guarded(self.engine.unload_version(old[1], old[0]))
-                    del self.digests[old]
+                    await self._unload(old)
                 self.digests[adapter] = await self._guarded(self.engine.load_version(manifest, files, module))
                 self.guests.add(adapter)
             return self.digests[adapter]
@@ -447,5 +466,13 @@ class SamplerWorker(LeasedWorker):
             if (module, old) in self.guests or self.guests.named((module, old)) or self.needed[module, old]:
                 continue
             if old <= newest - self.setup.keep_versions and not opponent and self.engine.in_flight(old, module) == 0:
-                await self._guarded(self.engine.unload_version(old, module))
-                del self.digests[module, old]
+                await self._unload((module, old))
+
+    async def _unload(self, adapter: Adapter) -> None:
+        module, version = adapter
+        digest = self.digests.pop(adapter)  # first, so that nobody takes it for loaded while it goes
+        try:
+            await self._guarded(self.engine.unload_version(version, module))
+        except VersionInUse:
+            self.digests[adapter] = digest
+            raise

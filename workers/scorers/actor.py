@@ -110,8 +110,6 @@ class ScorerWorker(LeasedWorker):
             waiting = _Waiting(group, asyncio.get_running_loop().create_future())
             await self.waiting.put(waiting)
             result = await waiting.scored
-            if not np.isfinite(result.ordered_logits).all():
-                raise ValueError(f"the scorer {self._ready().identity.name} gave a logit that is no finite number")
             if self.setup.scorer.shuffle:
                 result = shuffled(result, group.group_id)
             scored = ScoredGroup(
@@ -243,8 +241,8 @@ class ScorerWorker(LeasedWorker):
             try:
                 with self.activity.busy():
                     results = await asyncio.to_thread(self._ready().score, comparisons)
-                for comparison, result in zip(comparisons, results, strict=True):
-                    self.health.add(comparison, result)
+                if len(results) != len(batch):
+                    raise ValueError(f"{len(batch)} groups have {len(results)} results of the scorer")
             except Exception as error:  # the groups carry the error back to the sampler, which reports them as failed
                 self.log.exception("scoring %d groups failed", len(batch))
                 for item in batch:
@@ -253,6 +251,22 @@ class ScorerWorker(LeasedWorker):
                 continue
             self.scoring_seconds_total += time.monotonic() - began
             self.scored_groups_total += len(batch)
-            for item, result in zip(batch, results, strict=True):
+            for item, comparison, result in zip(batch, comparisons, results, strict=True):
+                try:
+                    self._check(comparison, result)
+                except Exception as error:  # of this group alone
+                    if not item.scored.done():
+                        item.scored.set_exception(error)
+                    continue
                 if not item.scored.done():
                     item.scored.set_result(result)
+
+    def _check(self, comparison: Comparison, result: ScoreResult) -> None:
+        """Count a result for the signal's health.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if not np.isfinite(result.ordered_logits).all():
+            raise ValueError(f"the scorer {self._ready().identity.name} gave a logit that is no finite number")
+        self.health.add(comparison, result)
