@@ -195,9 +195,8 @@ class SamplerWorker(LeasedWorker):
             self._begin(fresh)
             return
         accepted = {ticket.group_id for ticket in fresh}
-        self.accepted |= (
-            accepted  # in flight from here on: nobody may take them for lost while the engine is being held
-        )
+        # in flight from here on: nobody may take them for lost while the engine is being held
+        self.accepted |= accepted
         try:
             await self._guarded(self._begin_in_order(fresh))
         finally:
